@@ -1,0 +1,1 @@
+"""Job catalogues, one TOML file each."""

@@ -1,0 +1,1 @@
+"""The commands: one module a command, no logic of its own."""

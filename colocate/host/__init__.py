@@ -1,0 +1,1 @@
+"""The live machine: finds, senses and moves real processes and containers."""

@@ -1,0 +1,252 @@
+"""What a host observes, and what a policy sees of it.
+
+An `Observation` holds the bare facts of one instant, as a host reports them. A `View` is the immutable picture that
+a policy gets: the facts, the life of each job as the controller knows it, and short history.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from colocate.cores import CoreSet
+from colocate.jobs import JobEvent, JobSpec, JobState
+from colocate.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """The promise: the `percentile` of the latency stays at or under `latency_ms`."""
+
+    latency_ms: float = 0.8
+    percentile: float = 95.0
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A measured value with its age and, where it is a statistic, the number of samples behind it.
+
+    `value` is None while it is not known; then the age is infinite.
+    """
+
+    value: float | None = None
+    age_s: float = math.inf
+    samples: int = 0
+
+    def fresh(self, max_age_s: float) -> bool:
+        """Whether there is a value no older than that."""
+        return self.value is not None and self.age_s <= max_age_s
+
+
+@dataclass(frozen=True, slots=True)
+class CoreUse:
+    """What one core did since the last observation, as shares between 0 and 1 (`/proc/stat`, proc(5))."""
+
+    busy: float
+    softirq: float
+    steal: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSample:
+    """memcached as the kernel and its own statistics show it.
+
+    Attributes:
+        alive: whether the process that we know is still there.
+        pid: its process id; None while it is not found.
+        threads: its worker threads (`stats`), 0 while unknown.
+        affinity: the distinct affinity masks of all its threads; one element when all agree, none when unknown.
+        cpu_cores: CPU it used since the last observation, in cores (from every thread's schedstat).
+        wait_us: run-queue delay a time slice, microseconds (Linux Documentation/scheduler/sched-stats.rst).
+        wait_cores: run-queue wait of all its threads together, seconds a second.
+        qps: requests a second (`cmd_get` + `cmd_set`).
+        latency_ms: the SLO's percentile of the latency, with its sample count.
+        latency_source: `probe` or `reported`.
+        connections: open connections.
+    """
+
+    alive: bool = True
+    pid: int | None = None
+    threads: int = 0
+    affinity: frozenset[CoreSet] = frozenset()
+    cpu_cores: Signal = Signal()
+    wait_us: Signal = Signal()
+    wait_cores: Signal = Signal()
+    qps: Signal = Signal()
+    latency_ms: Signal = Signal()
+    latency_source: str = "probe"
+    connections: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobSample:
+    """What the kernel says of a running job; None where it does not say.
+
+    Attributes:
+        cores: the effective cpuset or affinity.
+        paused: whether it is frozen.
+        cpu_s: CPU seconds used since its start.
+    """
+
+    cores: CoreSet | None = None
+    paused: bool | None = None
+    cpu_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The facts of one instant. `time_s` is monotonic; `events` are those since the last observation, in order."""
+
+    time_s: float
+    cores: Mapping[int, CoreUse]
+    service: ServiceSample
+    jobs: Mapping[str, JobSample] = field(default_factory=dict)
+    events: tuple[JobEvent, ...] = ()
+    memory_available_bytes: int | None = None
+    cpu_pressure: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Statistics of one series over a stretch of time; `slope` is the change a second. NaN without samples."""
+
+    mean: float = math.nan
+    std: float = math.nan
+    slope: float = math.nan
+    minimum: float = math.nan
+    maximum: float = math.nan
+    samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """An immutable prefix of a growing series: what comes later does not show."""
+
+    times_s: list[float]
+    values: list[float]
+    length: int
+
+    def window(self, seconds: float) -> Window:
+        """Statistics of the last `seconds` before the newest sample (a least-squares slope)."""
+        if not self.length:
+            return Window()
+        end_s = self.times_s[self.length - 1]
+        first = bisect_left(self.times_s, end_s - seconds, 0, self.length)
+        xs = self.values[first : self.length]
+        ts = [t - end_s for t in self.times_s[first : self.length]]
+        n = len(xs)
+        mean, mean_t = math.fsum(xs) / n, math.fsum(ts) / n
+        spread_t = math.fsum((t - mean_t) ** 2 for t in ts)
+        covariance = math.fsum((t - mean_t) * (x - mean) for t, x in zip(ts, xs, strict=True))
+        slope = covariance / spread_t if spread_t else 0.0
+        std = math.sqrt(math.fsum((x - mean) ** 2 for x in xs) / n)
+        return Window(mean, std, slope, min(xs), max(xs), n)
+
+
+class History:
+    """The growing series behind a view; keeps a little more than `keep_s` seconds."""
+
+    def __init__(self, keep_s: float = 60.0) -> None:
+        self._keep_s = keep_s
+        self._times: dict[str, list[float]] = {}
+        self._values: dict[str, list[float]] = {}
+
+    def add(self, name: str, time_s: float, value: float | None) -> None:
+        """Append a sample; None and non-finite values are dropped."""
+        if value is None or not math.isfinite(value):
+            return
+        times, values = self._times.setdefault(name, []), self._values.setdefault(name, [])
+        times.append(time_s)
+        values.append(value)
+        if time_s - times[0] > 2 * self._keep_s:  # new lists, so that series handed out stay as they are
+            first = bisect_left(times, time_s - self._keep_s)
+            self._times[name], self._values[name] = times[first:], values[first:]
+
+    def series(self) -> dict[str, Series]:
+        """Each series as it stands now."""
+        return {name: Series(times, self._values[name], len(times)) for name, times in self._times.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    """memcached as a policy sees it; the signals are those of `ServiceSample`.
+
+    Attributes:
+        cores: the cores it has.
+        min_cores: the floor that the regulator keeps.
+    """
+
+    cores: CoreSet
+    min_cores: int
+    threads: int
+    cpu_cores: Signal
+    wait_us: Signal
+    wait_cores: Signal
+    qps: Signal
+    latency_ms: Signal
+    connections: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A batch job as a policy sees it.
+
+    Attributes:
+        spec: its description, with the measured facts there are.
+        state: where it stands in its life.
+        cores: the cores it holds; empty unless it is starting or running.
+        threads: its thread count.
+        cpu_cores: CPU it used since the last observation, in cores.
+        run_s: seconds it has run, pauses left out.
+    """
+
+    spec: JobSpec
+    state: JobState
+    cores: CoreSet
+    threads: int
+    cpu_cores: float | None
+    run_s: float
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return self.spec.name
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An immutable picture of one instant, with short history.
+
+    Attributes:
+        time_s: the run's clock, monotonic.
+        slo: what was promised.
+        topology: the managed cores and how they share caches and pipelines.
+        cores: use of each managed core since the last view.
+        service: memcached.
+        jobs: every job of the run, in the order of its catalogue.
+        series: history by name: `cpu_cores`, `wait_us`, `wait_cores`, `qps`, `latency_ms`.
+        memory_available_bytes: `MemAvailable`; None if unknown.
+        cpu_pressure: share of time in which some task waited for a core, 10 s average; None without PSI.
+    """
+
+    time_s: float
+    slo: Slo
+    topology: Topology
+    cores: Mapping[int, CoreUse]
+    service: ServiceView
+    jobs: Mapping[str, JobView]
+    series: Mapping[str, Series] = field(default_factory=dict)
+    memory_available_bytes: int | None = None
+    cpu_pressure: float | None = None
+
+    @property
+    def total_cores(self) -> int:
+        """How many cores there are to share out."""
+        return len(self.topology.cores)
+
+    def window(self, name: str, seconds: float) -> Window:
+        """Statistics of one series over the last `seconds` (1, 6 and 60 are usual; 60 is the most that is kept)."""
+        series = self.series.get(name)
+        return series.window(seconds) if series else Window()

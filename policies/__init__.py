@@ -1,0 +1,1 @@
+"""The policies that ship, each one file, each readable on its own."""
