@@ -1,0 +1,177 @@
+"""Small multi-threaded batch kernels in C: built once a machine, and made into one image that nothing is pulled for.
+
+The kernels have the names and the command line of the PARSEC images (`run.c`), so that moving to those changes only
+the image's name. This package knows nothing of colocate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import docker
+import docker.errors
+
+SOURCES = Path(__file__).resolve().parent
+IMAGE = "colocate/workloads"
+LABEL = "colocate.workloads"  # on the image: the hash of the sources it was made from
+FLAGS = ("-O2", "-std=gnu11", "-ffp-contract=off", "-pthread", "-static", "-Wall", "-Wextra", "-Werror=implicit")
+_NOT_IN_IMAGE = frozenset({"loadgen"})  # no batch job
+
+
+class BuildError(Exception):
+    """The kernels cannot be built; one line that names the cure."""
+
+
+def binaries() -> Path:
+    """A directory with every executable, one for each `*.c`; built on the first call after a change of the sources.
+
+    It lies in `${XDG_CACHE_HOME:-~/.cache}/colocate/<hash of the sources>`, or in the temporary directory where that
+    cannot be written. Two processes may call at once.
+
+    Raises:
+        BuildError: there is no compiler, no static C library, or no place to build in.
+    """
+    sources = _sources()
+    digest = _digest(sources)
+    reasons = []
+    for cache in (_user_cache, _temporary_cache):
+        try:
+            ready = cache() / digest
+            if not ready.is_dir():
+                _build(sources, ready)
+        except OSError as error:
+            reasons.append(f"{error.filename or 'cache'}: {error.strerror or error}")
+        else:
+            return ready
+    raise BuildError(f"nowhere to build the kernels ({', '.join(reasons)}); set XDG_CACHE_HOME to a writable directory")
+
+
+def image_archive() -> bytes:
+    """The image's root file system as a tar archive: /parsec with `run` and the kernels, and /tmp.
+
+    Raises:
+        BuildError: as `binaries()`.
+    """
+    directory = binaries()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, mode in (("parsec", 0o755), ("tmp", 0o1777)):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
+            archive.addfile(entry)
+        for source in _image_sources():
+            data = (directory / source.stem).read_bytes()
+            entry = tarfile.TarInfo(f"parsec/{source.stem}")
+            entry.size, entry.mode = len(data), 0o755
+            archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def image_is_current(client: docker.DockerClient) -> bool:
+    """Whether the engine has the image, made from these very sources.
+
+    Raises:
+        docker.errors.DockerException: the engine cannot be reached or refuses.
+    """
+    return _current_image(client) is not None
+
+
+def build_image(client: docker.DockerClient) -> str:
+    """Make the image unless it is current; returns its id.
+
+    Raises:
+        BuildError: as `binaries()`.
+        docker.errors.DockerException: the engine cannot be reached or refuses.
+    """
+    current = _current_image(client)
+    if current is not None:
+        return current
+    changes = ["WORKDIR /parsec", f"LABEL {LABEL}={_digest(_image_sources())}"]
+    client.api.import_image_from_data(image_archive(), repository=IMAGE, tag="latest", changes=changes)
+    return str(client.images.get(IMAGE).id)
+
+
+def _current_image(client: docker.DockerClient) -> str | None:
+    try:
+        image = client.images.get(IMAGE)
+    except docker.errors.ImageNotFound:
+        return None
+    return str(image.id) if image.labels.get(LABEL) == _digest(_image_sources()) else None
+
+
+def _sources() -> list[Path]:
+    return sorted(SOURCES.glob("*.c"))
+
+
+def _image_sources() -> list[Path]:
+    return [source for source in _sources() if source.stem not in _NOT_IN_IMAGE]
+
+
+def _digest(sources: Iterable[Path]) -> str:
+    """A name for what these sources make: they, the headers, the flags and the kind of machine."""
+    digest = hashlib.sha256(repr((platform.machine(), FLAGS)).encode())
+    for path in (*sources, *sorted(SOURCES.glob("*.h"))):
+        data = path.read_bytes()
+        digest.update(f"{path.name}:{len(data)}:".encode())
+        digest.update(data)
+    return digest.hexdigest()[:16]
+
+
+def _user_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The base directory specification: a relative path in XDG_CACHE_HOME is to be ignored.
+    cache = (Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()) / "colocate"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+def _temporary_cache() -> Path:
+    """A directory of our own where everybody may make one: what lies there is run, so it must be ours alone."""
+    cache = Path(tempfile.gettempdir()) / f"colocate-{os.getuid()}"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    found = cache.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(0, "belongs to somebody else", str(cache))
+    return cache
+
+
+def _build(sources: Iterable[Path], ready: Path) -> None:
+    """Compile into a directory beside `ready` and move it there: half a build is never seen."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise BuildError("no C compiler to build the kernels with; install one, as with: apt-get install gcc libc6-dev")
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=ready.parent))
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda source: _compile(compiler, source, building / source.stem), sources))
+        building.chmod(0o755)
+        try:
+            building.rename(ready)
+        except OSError:
+            if not ready.is_dir():  # else another process was first, with the same result
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _compile(compiler: str, source: Path, target: Path) -> None:
+    done = subprocess.run(
+        [compiler, *FLAGS, "-o", str(target), str(source), "-lm"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line or "cannot find" in line]
+        why = (lines or done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
+        raise BuildError(
+            f"{source.name} does not compile ({why}); is the C library for static linking there (libc6-dev)?"
+        )
