@@ -29,7 +29,7 @@ def parse_ranges(text: str) -> CoreSet:
             raise UserError(f"{text.strip()!r} is not a set of cores", "write it like 0-2,4")
         low, high = int(first), int(last)
         if low > high or high > _MAX_CORE:
-            raise UserError(f"{text.strip()!r} is not a set of cores: {part.strip()} is no range", "write it like 0-2,4")
+            raise UserError(f"{part.strip()!r} is no range of cores", "write it like 0-2,4")
         cores.update(range(low, high + 1))
     return frozenset(cores)
 

@@ -1,0 +1,144 @@
+"""What a policy is, and how one is loaded by name or by path.
+
+Who writes a policy needs one import line: `from colocate.policy import Plan, Policy, View`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from colocate.errors import UserError
+from colocate.jobs import ACTIVE, ENDED, JobSpec, JobState
+from colocate.packing import share_out, speedup
+from colocate.view import CoreUse, JobView, ServiceView, Signal, Slo, View, Window
+
+__all__ = [
+    "ACTIVE", "ENDED", "CoreUse", "JobSpec", "JobState", "JobView", "Plan", "Policy", "ServiceView", "Signal", "Slo",
+    "View", "Window", "load_policy", "policy_names", "share_out", "speedup",
+]  # fmt: skip
+
+GROUP = "colocate.policies"
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a policy wants: counts of cores, never ids.
+
+    Attributes:
+        service: memcached's core count.
+        jobs: core count by job. 0 pauses a started job; a job that waits starts when it first gets a core; a job
+            left out keeps what it has if it has started.
+        share: jobs that may also run on memcached's cores, at idle priority only.
+        reason: why, in a few words, for the log.
+    """
+
+    service: int
+    jobs: Mapping[str, int] = field(default_factory=dict)
+    share: frozenset[str] = frozenset()
+    reason: str = ""
+
+
+class Policy(ABC):
+    """Decides how many cores memcached gets and how many each job gets.
+
+    Options are annotated class attributes with a default (`high: float = 0.85`); `--set high=0.8` sets one on the
+    object. A policy may keep state between calls; it reads no clock but `view.time_s` and touches nothing outside.
+    """
+
+    def prepare(self) -> None:  # noqa: B027 -- a hook; most policies have nothing to prepare
+        """Called once, after the options are set and before the first decision."""
+
+    @abstractmethod
+    def decide(self, view: View) -> Plan:
+        """The plan for this instant; called at every tick, so it must take well under the period."""
+
+
+def policy_names() -> list[str]:
+    """The names of the policies that are installed, this package's and others'."""
+    return sorted(entry.name for entry in entry_points(group=GROUP))
+
+
+def load_policy(text: str, settings: Iterable[str] = ()) -> Policy:
+    """Make a policy from `NAME`, `path/to/file.py:Class` or `module:Class` and set its options (`option=value`).
+
+    Raises:
+        UserError: there is none such, it cannot be loaded, or an option is unknown or of another type.
+    """
+    cls = _find(text)
+    try:
+        policy = cls()
+    except Exception as error:  # whatever a user's constructor raises is the user's to mend
+        raise UserError(f"policy {text}: {type(error).__name__}: {error}", "make it work without arguments") from error
+    decide = getattr(policy, "decide", None)
+    if not callable(decide):
+        raise UserError(f"policy {text}: no method decide(view)", "see docs/policies.md")
+    for setting in settings:
+        _set_option(policy, text, setting)
+    if isinstance(policy, Policy):
+        policy.prepare()
+    return typing.cast(Policy, policy)
+
+
+def options(policy: object) -> dict[str, object]:
+    """The options of a policy with their present values."""
+    hints = typing.get_type_hints(type(policy))
+    return {name: getattr(policy, name) for name in hints if not name.startswith("_") and hasattr(policy, name)}
+
+
+def _find(text: str) -> type:
+    place, colon, class_name = text.rpartition(":")
+    if not colon:
+        found = entry_points(group=GROUP, name=text)
+        if not found:
+            names = ", ".join(policy_names())
+            raise UserError(f"policy {text!r}: unknown", f"give one of {names}, or FILE.py:CLASS, or module:Class")
+        place, _, class_name = next(iter(found)).value.partition(":")
+    module_name = place
+    try:
+        if place.endswith(".py"):
+            path = Path(place)
+            if not path.is_file():
+                raise UserError(f"policy {text!r}: no file {place}", "give the path of a Python file")
+            module_name = f"_colocate_policy_{path.stem}"
+            spec = importlib.util.spec_from_file_location(module_name, path)
+            if spec is None or spec.loader is None:
+                raise UserError(f"policy {text!r}: {place} cannot be loaded", "give the path of a Python file")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module  # dataclasses look their module up
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except UserError:
+        raise
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise UserError(f"policy {text!r}: {type(error).__name__}: {error}", f"mend {place}") from error
+    cls = getattr(module, class_name, None)
+    if not isinstance(cls, type):
+        raise UserError(f"policy {text!r}: no class {class_name!r} in {place}", "check the name after the colon")
+    return cls
+
+
+def _set_option(policy: object, text: str, setting: str) -> None:
+    name, equals, value = setting.partition("=")
+    name = name.strip().replace("-", "_")
+    known = options(policy)
+    if not equals or name not in known:
+        raise UserError(
+            f"policy {text}: no option {name!r}", f"it has {', '.join(known) or 'none'}; write option=value"
+        )
+    wanted = type(known[name])
+    convert: Callable[[str], object] = _BOOLEANS.__getitem__ if wanted is bool else wanted
+    try:
+        converted = convert(value.strip())
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"policy {text}: {name}={value!r} is no {wanted.__name__}", "give such a value") from error
+    setattr(policy, name, converted)

@@ -1,0 +1,194 @@
+"""What no policy may do: a policy proposes, the regulator disposes.
+
+Each rule is a small function with one option in `Limits`. The defaults cost a good policy nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from colocate.jobs import ENDED
+from colocate.policy import Plan, Policy, View, share_out
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The regulator's options.
+
+    Attributes:
+        floor_cores: memcached never gets fewer.
+        cpu_max_age_s: its CPU figure is stale when older.
+        qps_max_age_s: its request rate is stale when older.
+        latency_max_age_s: its latency is stale when older, once there has been one.
+        shrink_every_s: least time between two shrinkings, and after a growth.
+        deadline_s: longest that a decision may take.
+        strikes: failures of the policy after which the safe one takes over.
+    """
+
+    floor_cores: int = 1
+    cpu_max_age_s: float = 1.0
+    qps_max_age_s: float = 2.0
+    latency_max_age_s: float = 15.0
+    shrink_every_s: float = 0.5
+    deadline_s: float = 0.25
+    strikes: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """One change that the regulator made to what a policy wanted; `rule` is the rule's name."""
+
+    rule: str
+    reason: str
+
+
+class Overrun(Exception):
+    """A decision took longer than its deadline."""
+
+
+Deadline = Callable[[float], AbstractContextManager[None]]
+
+
+def safe_plan(view: View, floor_cores: int = 1) -> Plan:
+    """The safe set: a core for each of memcached's threads (never fewer than it has), the rest to the jobs."""
+    service = min(view.total_cores, max(floor_cores, view.service.threads, len(view.service.cores)))
+    return Plan(service, share_out(view.jobs.values(), view.total_cores - service), reason="safe set")
+
+
+class Safe(Policy):
+    """The built-in policy that takes over when another has failed too often."""
+
+    def decide(self, view: View) -> Plan:
+        """The safe set, always."""
+        return safe_plan(view)
+
+
+class Regulator:
+    """Asks a policy and makes its plan safe.
+
+    Args:
+        policy: the policy.
+        limits: the options.
+        deadline: the host's time limit: a context manager that raises `Overrun` in what it encloses.
+    """
+
+    def __init__(self, policy: Policy, limits: Limits, deadline: Deadline) -> None:
+        self.policy = policy
+        self.limits = limits
+        self.strikes = 0
+        self.counts: Counter[str] = Counter()
+        self._deadline = deadline
+        self._accepted = Plan(0)
+        self._latency_seen = False
+        self._changed_s = float("-inf")
+
+    def plan(self, view: View) -> tuple[Plan, list[Intervention]]:
+        """The plan that holds now, and what was changed of the policy's."""
+        interventions: list[Intervention] = []
+
+        def intervene(rule: str, reason: str) -> None:
+            self.counts[rule] += 1
+            interventions.append(Intervention(rule, reason))
+
+        try:
+            with self._deadline(self.limits.deadline_s):
+                plan = self.policy.decide(view)
+            nonsense = malformed(plan)
+        except Exception as error:  # whatever a policy raises costs a strike, never the service
+            nonsense = f"{type(error).__name__}: {error}"
+        if nonsense:
+            intervene("strike", nonsense)
+            plan = self._strike(view, intervene)
+        elif impossible := self._impossible(plan, view):
+            intervene("impossible", impossible)
+            plan = self._accepted if self._accepted.service else safe_plan(view, self.limits.floor_cores)
+        for rule in (self._unshared, self._floored, self._fresh_enough, self._unhurried):
+            changed = rule(plan, view)
+            if changed is not None:
+                plan, reason = changed
+                intervene(rule.__name__.strip("_"), reason)
+        plan = fitted(plan, view)
+        if plan.service != len(view.service.cores):
+            self._changed_s = view.time_s
+        self._accepted = plan
+        return plan, interventions
+
+    def _strike(self, view: View, intervene: Callable[[str, str], None]) -> Plan:
+        self.strikes += 1
+        if self.strikes == self.limits.strikes and not isinstance(self.policy, Safe):
+            intervene("fallback", f"{type(self.policy).__name__} failed {self.strikes} times, the safe policy takes over")
+            self.policy = Safe()
+        return safe_plan(view, self.limits.floor_cores)
+
+    def _impossible(self, plan: Plan, view: View) -> str:
+        """Why a well-formed plan cannot be carried out; empty if it can."""
+        unknown = sorted((set(plan.jobs) | plan.share) - set(view.jobs))
+        if unknown:
+            return f"no job {unknown[0]!r}"
+        wanted = plan.service + sum(n for job, n in plan.jobs.items() if view.jobs[job].state not in ENDED)
+        if wanted > view.total_cores:
+            return f"{wanted} cores wanted, there are {view.total_cores}"
+        return "" if plan.service else "no core for memcached"
+
+    def _unshared(self, plan: Plan, view: View) -> tuple[Plan, str] | None:
+        """Sharing needs a host that can set idle priority where the two compete; none can yet."""
+        if not plan.share:
+            return None
+        return replace(plan, share=frozenset()), "this host cannot share memcached's cores: exclusive cores only"
+
+    def _floored(self, plan: Plan, view: View) -> tuple[Plan, str] | None:
+        """Memcached never gets less than its floor."""
+        floor = min(self.limits.floor_cores, view.total_cores)
+        if plan.service >= floor:
+            return None
+        return replace(plan, service=floor), f"{plan.service} cores are under the floor of {floor}"
+
+    def _fresh_enough(self, plan: Plan, view: View) -> tuple[Plan, str] | None:
+        """On stale or missing signals only moves in memcached's favour."""
+        service = view.service
+        self._latency_seen = self._latency_seen or service.latency_ms.value is not None
+        stale = [
+            name
+            for name, signal, max_age_s in (
+                ("CPU", service.cpu_cores, self.limits.cpu_max_age_s),
+                ("request rate", service.qps, self.limits.qps_max_age_s),
+                *([("latency", service.latency_ms, self.limits.latency_max_age_s)] if self._latency_seen else []),
+            )
+            if not signal.fresh(max_age_s)
+        ]
+        if not stale or plan.service >= len(service.cores):
+            return None
+        return replace(plan, service=len(service.cores)), f"no fresh {' and '.join(stale)}: memcached keeps its cores"
+
+    def _unhurried(self, plan: Plan, view: View) -> tuple[Plan, str] | None:
+        """Memcached shrinks no more often than the limit, and not right after it grew."""
+        now = len(view.service.cores)
+        if plan.service >= now or view.time_s - self._changed_s >= self.limits.shrink_every_s:
+            return None
+        return replace(plan, service=now), f"shrinks at most every {self.limits.shrink_every_s:g} s"
+
+
+def malformed(plan: object) -> str:
+    """Why this is no plan at all; empty if it is one."""
+    if not isinstance(plan, Plan):
+        return f"decide() returned {type(plan).__name__}, not a Plan"
+    counts = {"memcached": plan.service, **plan.jobs}
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            return f"{count!r} is no core count for {name}"
+    return ""
+
+
+def fitted(plan: Plan, view: View) -> Plan:
+    """The plan without jobs that have ended, its last jobs narrowed where memcached got more than was planned."""
+    left = view.total_cores - plan.service
+    jobs: dict[str, int] = {}
+    for name, count in plan.jobs.items():
+        if view.jobs[name].state in ENDED:
+            continue
+        jobs[name] = min(count, left)
+        left -= jobs[name]
+    return replace(plan, jobs=jobs)

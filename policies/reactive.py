@@ -1,0 +1,84 @@
+"""Grow memcached at once when it runs hot or waits for a core, shrink it slowly when it cools.
+
+The need is measured, not guessed: the CPU time of memcached's own threads is linear in the load, and their run-queue
+delay sees trouble far better than any CPU figure. Source of both observations: measurements on the recorded runs of
+course groups and on a 2-core machine (docs/policies.md tells them).
+"""
+
+from colocate.policy import Plan, Policy, View, share_out
+
+
+class Reactive(Policy):
+    """Sizes memcached from its CPU need and its run-queue delay; everything else goes to the jobs.
+
+    Up: at the very tick at which it uses more than `high` of its cores, or its threads wait more than `wait_us` a
+    time slice while it uses more than `low` of them, or its latency breaks the SLO while it has work. Where it is
+    saturated its true need is hidden, so it gets a core for each thread at once. Down: to what the highest need of
+    the last `hold_s` seconds asks for, once that has been less for all that time.
+
+    Options:
+        high: share of its cores above which it grows, and which a smaller set must not reach either.
+        low: share of its cores below which run-queue delay is noise.
+        wait_us: run-queue delay a time slice that means trouble, with a core a thread; with fewer cores than
+            threads they also queue behind each other, and `crowded_us` holds.
+        crowded_us: the same where threads outnumber cores.
+        hold_s: seconds for which a smaller need must have lasted before a core is taken.
+        remember_s: seconds for which it remembers the CPU use at which a core count was too few.
+    """
+
+    high: float = 0.75
+    low: float = 0.3
+    wait_us: float = 84.0
+    crowded_us: float = 150.0
+    hold_s: float = 1.5
+    remember_s: float = 30.0
+
+    def prepare(self) -> None:
+        """Start with nothing known."""
+        self._needs: list[tuple[float, int]] = []
+        self._trouble: dict[int, tuple[float, float]] = {}  # core count -> (when, CPU use at which it was too few)
+
+    def decide(self, view: View) -> Plan:
+        """Up at once, down slowly; the rest to the jobs."""
+        need, reason = self._need(view)
+        self._needs = [(t, n) for t, n in self._needs if t > view.time_s - self.hold_s]
+        self._needs.append((view.time_s, need))
+        lately = max(n for _, n in self._needs)
+        service = max(need, min(len(view.service.cores), lately))
+        if service > need:
+            reason = f"holding {service} for {self.hold_s:g} s, {reason}"
+        return Plan(service, share_out(view.jobs.values(), view.total_cores - service), reason=reason)
+
+    def _need(self, view: View) -> tuple[int, str]:
+        """How many cores it needs now, and why."""
+        service = view.service
+        now = max(1, len(service.cores))
+        saturated = min(view.total_cores, max(now + 1, service.threads))
+        used = service.cpu_cores.value
+        if used is None:
+            return min(view.total_cores, max(now, service.threads)), "nothing measured yet"
+        if used > self.high * now:
+            return saturated, f"uses {used:.2f} of {now} cores"
+        trouble = self._trouble_seen(view, now, used)
+        if trouble:
+            self._trouble[now] = (view.time_s, used)
+            return saturated, trouble
+        enough = (c for c in range(1, view.total_cores + 1) if used <= self._most(c, view.time_s))
+        return next(enough, view.total_cores), f"needs {used:.2f} cores"
+
+    def _trouble_seen(self, view: View, now: int, used: float) -> str:
+        """What shows that memcached suffers although it is not out of CPU; empty when nothing does."""
+        if used < self.low * now:
+            return ""
+        wait = view.service.wait_us.value or 0.0
+        if wait > (self.crowded_us if view.service.threads > now else self.wait_us):
+            return f"waits {wait:.0f} us a slice"
+        latency = view.service.latency_ms
+        if latency.fresh(1.0) and (latency.value or 0.0) > view.slo.latency_ms:
+            return f"p{view.slo.percentile:g} is {latency.value:.2f} ms"
+        return ""
+
+    def _most(self, cores: int, now_s: float) -> float:
+        """The CPU use that this many cores carry, as far as is known."""
+        when_s, used = self._trouble.get(cores, (float("-inf"), 0.0))
+        return min(self.high * cores, 0.9 * used if now_s - when_s < self.remember_s else float("inf"))
