@@ -8,7 +8,7 @@
 #define FAN_OUT 6
 
 static const int LOG_ELEMENTS[INPUTS] = {19, 22, 22};
-static const int STEPS[INPUTS] = {8, 16, 96};
+static const int STEPS[INPUTS] = {7, 16, 92};
 
 static size_t elements;
 static uint32_t (*neighbours)[FAN_OUT];
