@@ -200,6 +200,7 @@ class JobView:
         threads: its thread count.
         cpu_cores: CPU it used since the last observation, in cores.
         run_s: seconds it has run, pauses left out.
+        failures: how often it has failed.
     """
 
     spec: JobSpec
@@ -208,6 +209,7 @@ class JobView:
     threads: int
     cpu_cores: float | None
     run_s: float
+    failures: int = 0
 
     @property
     def name(self) -> str:

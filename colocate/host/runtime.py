@@ -7,13 +7,13 @@ suite in `tests/test_runtime_contract.py` holds for every implementation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from colocate.cores import CoreSet
 from colocate.jobs import JobEvent, JobSpec
+from colocate.move import OnExit
 from colocate.view import JobSample
 
-OnExit = Literal["stop", "leave", "pause"]
 Progress = Callable[[str, float], None]  # (what is being done, share done between 0 and 1)
 
 

@@ -1,0 +1,233 @@
+"""A view to moves.
+
+The controller is free of I/O: facts go in by `absorb`, moves come out of `decide`, outcomes go in by `settle`, and
+what is to be logged waits in `entries`. `colocate.loop.run` puts it between a host and an event log.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from colocate.cores import CoreSet, format_list
+from colocate.jobs import ACTIVE, ENDED, JobSpec, JobState
+from colocate.lifecycle import JobLife
+from colocate.move import SERVICE, Entry, Move, MoveKind
+from colocate.placement import Assignment, place
+from colocate.policy import Plan, Policy
+from colocate.regulator import Deadline, Intervention, Limits, Regulator
+from colocate.topology import Topology
+from colocate.view import History, Observation, ServiceView, Slo, View
+
+_QUIET_S = 10.0  # the same remark is not logged more often
+_SERIES = ("cpu_cores", "wait_us", "wait_cores", "qps", "latency_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one tick came to, for the metrics file and for whoever watches."""
+
+    view: View
+    plan: Plan
+    interventions: tuple[Intervention, ...]
+    moves: tuple[Move, ...]
+
+
+class Controller:
+    """Turns plans into moves, and outcomes into the life of each job.
+
+    Args:
+        jobs: the batch jobs, in the order of their catalogue.
+        policy: decides the counts.
+        topology: the managed cores.
+        deadline: the host's time limit for a decision.
+        slo: the promise.
+        limits: the regulator's options.
+        retries: how often a job that failed is started again.
+    """
+
+    def __init__(
+        self,
+        jobs: Iterable[JobSpec],
+        policy: Policy,
+        topology: Topology,
+        deadline: Deadline,
+        *,
+        slo: Slo | None = None,
+        limits: Limits | None = None,
+        retries: int = 1,
+    ) -> None:
+        self.entries: list[Entry] = []
+        self.jobs = {spec.name: JobLife(spec, retries, self.entries.append) for spec in jobs}
+        self.topology = topology
+        self.slo = slo or Slo()
+        self.regulator = Regulator(policy, limits or Limits(), deadline)
+        self.service_cores: CoreSet = frozenset()
+        self.counts: Counter[str] = Counter()
+        self.decision: Decision | None = None
+        self._history = History()
+        self._seen: Observation | None = None
+        self._pid: int | None = None
+        self._service_logged = False
+        self._noted: dict[tuple[str, str], float] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether every job has ended."""
+        return all(job.state in ENDED for job in self.jobs.values())
+
+    @property
+    def seen(self) -> Observation:
+        """The latest facts.
+
+        Raises:
+            RuntimeError: nothing has been observed yet.
+        """
+        if self._seen is None:
+            raise RuntimeError("nothing has been observed yet")
+        return self._seen
+
+    def step(self, observation: Observation) -> list[Move]:
+        """Take in the facts of one instant and say what is to be done, in the order in which it must be done."""
+        self.absorb(observation)
+        return self.decide()
+
+    def absorb(self, observation: Observation) -> None:
+        """Take in what has happened and what is measured."""
+        self._seen = observation
+        now_s, service = observation.time_s, observation.service
+        for event in observation.events:
+            if event.job in self.jobs:
+                self.jobs[event.job].happened(event)
+        if service.pid is not None and service.pid != self._pid:
+            if self._pid is not None:
+                self.counts["service_restarts"] += 1
+                self.entries.append(Entry("custom", SERVICE, comment=f"restarted, now pid {service.pid}"))
+            self._pid = service.pid
+        if not service.alive:
+            self.note(SERVICE, "service_gone", "not running, looking for it")
+        for name, sample in observation.jobs.items():
+            if name in self.jobs:
+                self.jobs[name].measured(sample, now_s)
+        for name in _SERIES:
+            self._history.add(name, now_s, getattr(service, name).value)
+
+    def decide(self) -> list[Move]:
+        """Ask the policy, regulate, place, and order the moves."""
+        view = self.view()
+        plan, interventions = self.regulator.plan(view)
+        for change in interventions:
+            self.note("scheduler", change.rule, f"regulator: {change.rule}: {change.reason}")
+        held = {name: job.wish_cores for name, job in self.jobs.items() if job.state in ACTIVE}
+        target = place(plan.service, plan.jobs, Assignment(self.service_cores, held), self.topology)
+        moves = self._moves(target, plan.reason)
+        self.decision = Decision(view, plan, tuple(interventions), tuple(moves))
+        return moves
+
+    def settle(self, move: Move, *, done: bool, now_s: float, error: str = "") -> None:
+        """Take in what became of a move: done at once, on its way (an event will tell), or failed with `error`."""
+        job = self.jobs.get(move.target)
+        if error:
+            self.note(move.target, "failed_moves", f"{move.kind} failed: {error}")
+            if job:
+                job.failed(move.kind, error, now_s)
+        elif job:
+            job.wished(move, now_s)
+            if done:
+                job.took_effect(move.kind, move.cores, now_s)
+        else:
+            self._pinned(move.cores)
+
+    def view(self) -> View:
+        """The picture for the policy."""
+        seen, service = self.seen, self.seen.service
+        return View(
+            time_s=seen.time_s,
+            slo=self.slo,
+            topology=self.topology,
+            cores=seen.cores,
+            service=ServiceView(
+                cores=self.service_cores,
+                min_cores=self.regulator.limits.floor_cores,
+                threads=service.threads,
+                cpu_cores=service.cpu_cores,
+                wait_us=service.wait_us,
+                wait_cores=service.wait_cores,
+                qps=service.qps,
+                latency_ms=service.latency_ms,
+                connections=service.connections,
+            ),
+            jobs={name: job.view(seen.time_s) for name, job in self.jobs.items()},
+            series=self._history.series(),
+            memory_available_bytes=seen.memory_available_bytes,
+            cpu_pressure=seen.cpu_pressure,
+        )
+
+    def note(self, target: str, topic: str, text: str) -> None:
+        """Log a remark, unless one on the same topic was logged a moment ago; it is counted in any case."""
+        self.counts[topic] += 1
+        now_s = self._seen.time_s if self._seen else 0.0
+        if now_s - self._noted.get((target, topic), float("-inf")) >= _QUIET_S:
+            self._noted[target, topic] = now_s
+            self.entries.append(Entry("custom", target, comment=text))
+
+    def finish(self, why: str, now_s: float, *, stopped: bool) -> None:
+        """The run ends; what becomes of the jobs that have not is said in the log."""
+        for job in self.jobs.values():
+            job.abandon(why, now_s, stopped=stopped)
+
+    def _moves(self, target: Assignment, reason: str) -> list[Move]:
+        """From here to `target`: memcached's growth, creations, pauses and shrinks, its final set, the rest, starts."""
+        now_s = self.seen.time_s
+        grow, shrink = self._pins(target.service, reason)
+        create = [
+            Move(MoveKind.CREATE, name, self.topology.cores, job.threads, "ahead of its start")
+            for name, job in self.jobs.items()
+            if job.state is JobState.WAITING and not job.asked_for and job.open(now_s)
+        ]
+        less: list[Move] = []
+        more: list[Move] = []
+        starts: list[Move] = []
+        for name, job in self.jobs.items():
+            cores = target.jobs.get(name, frozenset())
+            if not job.open(now_s):
+                continue
+            if job.state is JobState.WAITING:
+                if cores and job.created:
+                    starts.append(Move(MoveKind.START, name, cores, job.threads, reason))
+                continue
+            if found := job.contradiction(self.seen.jobs.get(name), now_s):
+                self.note(name, "foreign_changes", found)
+            if not cores:
+                if not job.wish_paused:
+                    less.append(Move(MoveKind.PAUSE, name, reason=reason))
+                continue
+            if cores != job.wish_cores:
+                (less if cores < job.wish_cores else more).append(Move(MoveKind.RESIZE, name, cores, reason=reason))
+            if job.wish_paused:
+                more.append(Move(MoveKind.RESUME, name, reason=reason))
+        # What only shrinks waits for nobody; what also grows must wait until the jobs have left.
+        return [*grow, *less, *shrink, *more, *starts, *create] if grow else [*shrink, *less, *more, *starts, *create]
+
+    def _pins(self, wanted: CoreSet, reason: str) -> tuple[list[Move], list[Move]]:
+        """Memcached's moves: to the union of old and new if it gains a core, and to exactly the new if it loses one."""
+        service = self.seen.service
+        if not service.alive:
+            return [], []
+        grown, shrunk = wanted - self.service_cores, self.service_cores - wanted
+        astray = self.service_cores and service.affinity and service.affinity != {self.service_cores}
+        if astray:
+            others = " ".join(format_list(mask) for mask in service.affinity if mask and mask != self.service_cores)
+            self.note(SERVICE, "foreign_changes", f"threads found on {others}, pinned again")
+        grow = [Move(MoveKind.PIN, SERVICE, wanted | self.service_cores, reason=reason)] if grown else []
+        final = [Move(MoveKind.PIN, SERVICE, wanted, reason=reason)] if shrunk or (astray and not grown) else []
+        return grow, final
+
+    def _pinned(self, cores: CoreSet) -> None:
+        changed, self.service_cores = cores != self.service_cores, cores
+        if not self._service_logged:
+            self._service_logged = True
+            self.entries.append(Entry("start", SERVICE, cores, max(1, self.seen.service.threads)))
+        elif changed:
+            self.entries.append(Entry("update_cores", SERVICE, cores))

@@ -1,0 +1,231 @@
+"""The life of each job as it has really happened, and the last wish uttered for it.
+
+Every change of state that counts leaves an `Entry` for the event log, in the order in which things happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from colocate.cores import CoreSet
+from colocate.jobs import ACTIVE, ENDED, NEXT, JobEvent, JobEventKind, JobSpec, JobState
+from colocate.move import Entry, Move, MoveKind
+from colocate.view import JobSample, JobView
+
+PATIENCE_S = 2.0  # a wish not fulfilled after this is made again
+BACK_OFF_S = 1.0  # after a failed move the next one for the same job waits this long
+_RETRY_S = 0.1  # a crash loop must not run at the loop's pace
+_HINTS = {127: " (no such command)", 137: " (killed, out of memory?)", 139: " (crashed)"}
+
+
+class JobLife:
+    """One job: what it is, what was asked of it, what became of it.
+
+    Args:
+        spec: the job.
+        retries: how often it is started again after a failure.
+        say: takes each entry for the event log.
+
+    Attributes:
+        state: where it stands in its life.
+        cores: its cpuset as it really is (kept while it is paused); empty before its start.
+        wish_cores: the cpuset last asked for.
+        wish_paused: whether it was last asked to pause.
+        failures: how often it has failed.
+    """
+
+    def __init__(self, spec: JobSpec, retries: int, say: Callable[[Entry], None]) -> None:
+        self.spec = spec
+        self.threads = spec.threads
+        self.state = JobState.WAITING
+        self.cores: CoreSet = frozenset()
+        self.wish_cores: CoreSet = frozenset()
+        self.wish_paused = False
+        self.asked_for = False  # its creation
+        self.created = False
+        self.stopping = False
+        self.failures = 0
+        self._retries = retries
+        self._say = say
+        self._logged = False
+        self._wish_s = float("-inf")
+        self._not_before_s = float("-inf")
+        self._run_s = 0.0
+        self._since_s: float | None = None
+        self._cpu_s: tuple[float, float] | None = None  # when, how much
+        self._cpu_cores: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return self.spec.name
+
+    def open(self, now_s: float) -> bool:
+        """Whether something may be asked of it now."""
+        return self.state not in ENDED and not self.stopping and now_s >= self._not_before_s
+
+    def view(self, now_s: float) -> JobView:
+        """The job as a policy sees it."""
+        running_s = max(0.0, now_s - self._since_s) if self._since_s is not None else 0.0
+        held = self.wish_cores if self.state in ACTIVE and not self.wish_paused else frozenset()
+        cpu_cores = self._cpu_cores if self.state is JobState.RUNNING else None
+        return JobView(self.spec, self.state, held, self.threads, cpu_cores, self._run_s + running_s, self.failures)
+
+    def measured(self, sample: JobSample, now_s: float) -> None:
+        """Take in what the kernel says of its CPU use."""
+        if sample.cpu_s is None:
+            return
+        if self._cpu_s is not None and now_s > self._cpu_s[0]:
+            self._cpu_cores = max(0.0, (sample.cpu_s - self._cpu_s[1]) / (now_s - self._cpu_s[0]))
+        self._cpu_s = (now_s, sample.cpu_s)
+
+    def contradiction(self, sample: JobSample | None, now_s: float) -> str:
+        """What the kernel says that differs from what we did, once a move has settled; empty if nothing.
+
+        The wish is made void with it, so that it will be uttered again; so is one that has been on its way too long.
+        """
+        paused = self.state is JobState.PAUSED
+        if self.state not in {JobState.RUNNING, JobState.PAUSED}:
+            return ""
+        if self.wish_cores != self.cores or self.wish_paused != paused:
+            if now_s - self._wish_s > PATIENCE_S:
+                self.wish_cores, self.wish_paused = self.cores, paused
+                return "a move was not confirmed in time, made again"
+            return ""
+        if sample is None or now_s - self._wish_s < BACK_OFF_S / 2:  # the look may be older than the move
+            return ""
+        found = ""
+        if sample.cores and sample.cores != self.cores:
+            found = f"found on cores {sorted(sample.cores)} instead of {sorted(self.cores)}, moved back"
+            self.cores = self.wish_cores = sample.cores
+        if sample.paused is not None and sample.paused != paused:
+            found = f"found {'paused' if sample.paused else 'running'} by somebody else, put right"
+            self.wish_paused = sample.paused
+        return found
+
+    def wished(self, move: Move, now_s: float) -> None:
+        """A move for it has been handed to the host."""
+        self._wish_s = now_s
+        match move.kind:
+            case MoveKind.CREATE:
+                self.asked_for = True
+                self.threads = move.threads
+            case MoveKind.START:
+                self.wish_cores = self.cores = move.cores
+                self.wish_paused = False
+                self._enter(JobState.STARTING, now_s)
+            case MoveKind.RESIZE:
+                self.wish_cores = move.cores
+            case MoveKind.PAUSE | MoveKind.RESUME:
+                self.wish_paused = move.kind is MoveKind.PAUSE
+            case MoveKind.STOP:
+                self.stopping = True
+
+    def took_effect(self, kind: MoveKind, cores: CoreSet, now_s: float) -> None:
+        """A resize, a pause or a resumption has really happened."""
+        if kind is MoveKind.RESIZE and self.state in ACTIVE:
+            changed, self.cores = cores != self.cores, cores
+            if changed and self._logged:
+                self._say(Entry("update_cores", self.name, cores))
+        elif kind is MoveKind.PAUSE and self.state is JobState.RUNNING:
+            self._enter(JobState.PAUSED, now_s)
+            self._say(Entry("pause", self.name))
+        elif kind is MoveKind.RESUME and self.state is JobState.PAUSED:
+            self._enter(JobState.RUNNING, now_s)
+            self._say(Entry("unpause", self.name))
+
+    def failed(self, kind: MoveKind, why: str, now_s: float) -> None:
+        """A move did not happen."""
+        if self.state in ENDED:
+            return
+        if kind in {MoveKind.CREATE, MoveKind.START}:
+            self._unsuccessful(f"did not start: {why}", now_s)
+        self.wish_cores, self.wish_paused = self.cores, self.state is JobState.PAUSED
+        self._not_before_s = now_s + BACK_OFF_S
+
+    def happened(self, event: JobEvent) -> None:
+        """Take in what a runtime reports, except FAILED, which says what failed only together with the state."""
+        if self.state in ENDED:
+            return
+        match event.kind:
+            case JobEventKind.CREATED:
+                self.created = True
+            case JobEventKind.STARTED:
+                self._started(event.time_s)
+            case JobEventKind.RESIZED:
+                self.took_effect(MoveKind.RESIZE, event.cores or self.wish_cores, event.time_s)
+            case JobEventKind.PAUSED:
+                self.took_effect(MoveKind.PAUSE, frozenset(), event.time_s)
+            case JobEventKind.RESUMED:
+                self.took_effect(MoveKind.RESUME, frozenset(), event.time_s)
+            case JobEventKind.EXITED:
+                self._exited(event)
+            case JobEventKind.GONE:
+                why = "stopped" if self.stopping else f"vanished: {event.detail or 'removed by somebody'}"
+                self._over(JobState.STOPPED, why, event.time_s)
+            case JobEventKind.FAILED:
+                starting = self.state in {JobState.WAITING, JobState.STARTING}
+                self.failed(MoveKind.START if starting else MoveKind.RESIZE, event.detail, event.time_s)
+
+    def abandon(self, why: str, now_s: float, *, stopped: bool) -> None:
+        """The run ends before the job does; `stopped` says whether the job does, too."""
+        if self.state in ENDED:
+            return
+        if self._logged:
+            self._say(Entry("custom", self.name, comment=why))
+        if stopped:
+            self._enter(JobState.STOPPED, now_s)
+
+    def _enter(self, state: JobState, now_s: float) -> None:
+        if state not in NEXT[self.state]:
+            raise ValueError(f"{self.name} cannot go from {self.state} to {state}")
+        if self.state is JobState.RUNNING and self._since_s is not None:
+            self._run_s += max(0.0, now_s - self._since_s)
+        self.state = state
+        self._since_s = now_s if state is JobState.RUNNING else None
+
+    def _started(self, now_s: float) -> None:
+        if self.state is not JobState.STARTING:
+            return
+        self._enter(JobState.RUNNING, now_s)
+        if self._logged:
+            self._say(Entry("custom", self.name, comment=f"started again, try {self.failures + 1}"))
+            self._say(Entry("update_cores", self.name, self.cores))
+        else:
+            self._logged = True
+            self._say(Entry("start", self.name, self.cores, self.threads))
+
+    def _exited(self, event: JobEvent) -> None:
+        self._started(event.time_s)  # it may be over before its start was seen
+        if self.stopping:
+            self._over(JobState.STOPPED, "stopped", event.time_s)
+        elif event.code == 0 and self.state is not JobState.WAITING:
+            self._close_pause(event.time_s)
+            self._enter(JobState.FINISHED, event.time_s)
+            self._say(Entry("end", self.name))
+        else:
+            hint = _HINTS.get(event.code or 0, "")
+            self._unsuccessful(f"failed with exit code {event.code}{hint}", event.time_s)
+
+    def _unsuccessful(self, why: str, now_s: float) -> None:
+        self.failures += 1
+        if self.state is JobState.WAITING:
+            self.asked_for = self.created = False
+        if self.failures > self._retries:
+            self._over(JobState.FAILED, why, now_s)
+            return
+        self._close_pause(now_s)
+        self._say(Entry("custom", self.name, comment=f"{why}, retry {self.failures} of {self._retries}"))
+        if self.state is not JobState.WAITING:
+            self._enter(JobState.WAITING, now_s)
+        self._not_before_s = now_s + _RETRY_S
+
+    def _over(self, state: JobState, why: str, now_s: float) -> None:
+        self._close_pause(now_s)
+        self._say(Entry("custom", self.name, comment=why))
+        self._enter(state, now_s)
+
+    def _close_pause(self, now_s: float) -> None:
+        if self.state is JobState.PAUSED:
+            self._enter(JobState.RUNNING, now_s)
+            self._say(Entry("unpause", self.name))
