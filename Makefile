@@ -1,0 +1,23 @@
+.PHONY: help setup check run test bench
+
+help:
+	@echo 'make setup   set up what is missing'
+	@echo 'make check   tell what is there and what is missing; change nothing'
+	@echo 'make run     set up, then run the demo'
+	@echo 'make test    set up, then run the linters and the tests'
+	@echo 'make bench   set up, then measure what the controller costs and how fast it acts'
+
+setup:
+	scripts/setup_scheduler.sh
+
+check:
+	scripts/setup_scheduler.sh --check
+
+run:
+	scripts/setup_scheduler.sh demo
+
+test:
+	scripts/setup_scheduler.sh test
+
+bench: setup
+	.venv/bin/python benchmarks/bench.py

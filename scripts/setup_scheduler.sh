@@ -1,0 +1,398 @@
+#!/usr/bin/env bash
+# Sets up colocate on this machine, and where asked runs its demo or its tests; `--help` tells the rest.
+#
+# For the tests of this script: COLOCATE_ROOT is looked into instead of / for etc/os-release, run/systemd/system,
+# var/run/docker.sock, var/run/docker.pid, sbin and usr/sbin, and var/log gets the engine's log.
+set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+usage: scripts/setup_scheduler.sh [--check] [--no-docker] [-h|--help] [demo [ARG...] | test [ARG...]]
+
+Sets up what is missing for colocate: Docker Engine, memcached, a C compiler and Python's venv from the distribution's
+packages, the package itself in .venv, the batch kernels and their image. What is there is left as it is.
+
+  demo [ARG...]  set up, then `colocate demo ARG...`
+  test [ARG...]  set up, then ruff, mypy, import-linter and `pytest ARG...`
+  --check        change nothing; tell what is there and what would be done; exit code 1 if something is missing
+  --no-docker    leave Docker alone; batch jobs run as plain processes
+
+For Debian 12, Ubuntu 22.04 and 24.04; as root, or as a user with sudo.
+Exit code 0: done, 1: a step failed, 2: not possible here.
+HELP
+}
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { # CODE TEXT
+  printf 'setup_scheduler.sh: %s\n' "$2" >&2
+  exit "$1"
+}
+
+system=${COLOCATE_ROOT:-}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+venv=$root/.venv
+stamp=$venv/.colocate-set-up # the hash of the pyproject.toml that was installed, and whether with the tools for tests
+engine_log=$system/var/log/colocate-dockerd.log
+engine_wait_s=120
+PATH=$PATH:$system/usr/sbin:$system/sbin # where dockerd lies; a plain user's PATH lacks them on Debian
+uid=$(id -u)
+log=
+through_group=false
+
+check=false docker=true action=setup
+while (($#)); do
+  case $1 in
+    --check) check=true ;;
+    --no-docker) docker=false ;;
+    -h | --help) usage && exit 0 ;;
+    demo | test) action=$1 && shift && break ;;
+    *) die 2 "unknown argument '$1'; see scripts/setup_scheduler.sh --help" ;;
+  esac
+  shift
+done
+arguments=("$@")
+extra=run
+if [[ $action = test ]]; then extra=dev; fi
+
+read_system() {
+  local id number name oldest
+  # shellcheck source=/dev/null
+  read -r id number name <<<"$(
+    . "$system/etc/os-release" 2>/dev/null || true
+    printf '%s %s %s' "${ID:-unknown}" "${VERSION_ID:--}" "${PRETTY_NAME:-${ID:-a system without os-release}}"
+  )"
+  system_name=$name
+  old_python=false
+  case $id in
+    debian) oldest=12 ;;
+    ubuntu) oldest=2204 ;;
+    *) oldest= ;;
+  esac
+  local plain=${number//[!0-9]/} # Debian's testing and unstable have none
+  if [[ -z $oldest || ${plain:-9999} -lt $oldest ]]; then
+    die 2 "$name is not supported; Debian 12, Ubuntu 22.04 and Ubuntu 24.04 are, and newer ones of the two"
+  fi
+  case $id-$number in
+    debian-12 | ubuntu-24.04) ;;
+    ubuntu-22.*) old_python=true ;;
+    *) say "note: $name is newer than Debian 12, Ubuntu 22.04 and 24.04, which this was made for; going on" ;;
+  esac
+}
+
+as_root() { if [[ $uid = 0 ]]; then "$@"; else sudo "$@"; fi; }
+
+need_root() { # WHAT FOR
+  if [[ $uid = 0 ]]; then return; fi
+  if command -v sudo >/dev/null && { sudo -n true 2>/dev/null || { [[ -t 2 ]] && sudo -v; }; }; then return; fi
+  die 2 "to $1 this must be run as root or as a user with sudo (or with --no-docker, if it is only for Docker)"
+}
+
+step() { # WHAT COMMAND...: a line for the eye, the command's output for the log
+  local what=$1
+  shift
+  if [[ -z $log ]]; then
+    log=$(mktemp "${TMPDIR:-/tmp}/colocate-setup.XXXXXX.log")
+    say "what the steps print goes to $log"
+  fi
+  say "$what"
+  if ! "$@" >>"$log" 2>&1 </dev/null; then
+    tail -n 20 "$log" >&2
+    die 1 "failed: $what; all of it is in $log"
+  fi
+}
+
+venv_works() { # a venv that was moved here from elsewhere does not: its scripts name the old place
+  grep -qsF "$venv/bin/python" "$venv/bin/pip" &&
+    "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+find_python() { # sets `python` to one that can make a venv for us
+  for python in python3.13 python3.12 python3.11 python3; do
+    if "$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then return 0; fi
+  done
+  return 1
+}
+
+venv_ready() {
+  local hash kind
+  venv_works && [[ -r $stamp ]] && read -r hash kind <"$stamp" &&
+    [[ $hash = "$(project_hash)" && ($kind = dev || $kind = "$extra") ]]
+}
+
+project_hash() { sha256sum <"$root/pyproject.toml" | cut -d ' ' -f 1; }
+
+compiler_works() {
+  local compiler
+  compiler=$(command -v cc || command -v gcc) && "$compiler" -x c -fsyntax-only - <<<'#include <stdio.h>' 2>/dev/null
+}
+
+# Asks the engine that the Docker SDK would ask. Exit code 0: it answers, 1: it does not, 2: it does not let us.
+ping='
+import os, socket, sys, urllib.parse
+url = urllib.parse.urlsplit(os.environ.get("DOCKER_HOST") or "unix://" + sys.argv[1])
+try:
+    if url.scheme == "unix":
+        link = socket.socket(socket.AF_UNIX)
+        link.settimeout(20)
+        link.connect(url.path)
+    else:
+        link = socket.create_connection((url.hostname, url.port or 2375), 20)
+    if os.environ.get("DOCKER_TLS_VERIFY"):
+        sys.exit(0)
+    link.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+    sys.exit(b" 200 " not in link.recv(64))
+except PermissionError:
+    sys.exit(2)
+except (OSError, ValueError):
+    sys.exit(1)
+'
+
+quoted() { # WORD...: for sh, which knows nothing of the quotes that bash's own %q and @Q make of a newline
+  local word
+  for word; do printf "'%s' " "${word//\'/\'\\\'\'}"; done
+}
+
+with_engine() { # COMMAND...: run by somebody who may speak to the engine
+  if $through_group; then sg docker -c "exec $(quoted "$@")"; else "$@"; fi
+}
+
+in_group() { [[ " $(id -nG "$1") " == *' docker '* ]]; } # by the user data base; the shell may not know it yet
+
+look_for_engine() { # sets `engine`: off, answers, refuses, elsewhere, silent or missing
+  local code=0
+  if ! $docker; then
+    engine=off
+    return
+  fi
+  with_engine python3 -c "$ping" "$system/var/run/docker.sock" || code=$?
+  if ((code == 2)) && ! $through_group && in_group "$(id -un)"; then
+    through_group=true
+    look_for_engine
+    return
+  fi
+  case $code in
+    0) engine=answers ;;
+    2) engine=refuses ;;
+    *)
+      engine=missing
+      if command -v dockerd >/dev/null; then engine=silent; fi
+      if [[ -n ${DOCKER_HOST:-} ]]; then engine=elsewhere; fi
+      ;;
+  esac
+}
+
+look_for_packages() { # sets `packages` to those that must be installed
+  packages=()
+  if ! venv_works && ! find_python; then
+    if $old_python; then packages+=(python3.11 python3.11-venv); else packages+=(python3-venv); fi
+  fi
+  if ! compiler_works; then packages+=(gcc libc6-dev); fi
+  if ! command -v memcached >/dev/null; then packages+=(memcached); fi
+  if [[ $engine = missing ]]; then packages+=(docker.io iptables ca-certificates); fi
+  # Where the kernel enforces AppArmor, the engine starts no container without the program that loads its profile.
+  if [[ $engine = missing || $engine = silent ]] && ! command -v apparmor_parser >/dev/null &&
+    [[ $(cat /sys/module/apparmor/parameters/enabled 2>/dev/null) = Y ]]; then
+    packages+=(apparmor)
+  fi
+}
+
+apt() {
+  as_root env LC_ALL=C DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l apt-get -q -y -o DPkg::Lock::Timeout=300 "$@"
+}
+
+update_lists() { # DPkg::Lock::Timeout does not cover the lock of the lists, which a new server's first boot holds
+  local until=$((SECONDS + 300)) output
+  until output=$(apt update 2>&1) || [[ $output != *'Could not get lock'* ]] || ((SECONDS >= until)); do
+    sleep 5
+  done
+  printf '%s\n' "$output" # whether the lists are good enough, the installation shows
+}
+
+install_packages() {
+  if ((${#packages[@]} == 0)); then return; fi
+  need_root "install ${packages[*]}"
+  step "apt-get update" update_lists
+  step "apt-get install ${packages[*]}" apt install --no-install-recommends --no-remove "${packages[@]}"
+  if [[ " ${packages[*]} " == *' memcached '* ]]; then
+    say "memcached: the distribution's own service (127.0.0.1:11211) is left as it is; the demo starts a private one"
+  fi
+}
+
+join_group() { # USER
+  if in_group "$1" || ! getent group docker >/dev/null; then return; fi
+  need_root "add $1 to the group docker"
+  as_root usermod -aG docker "$1"
+  say "added $1 to the group docker, which is as good as root on this machine; shells that are open do not know it yet:"
+  say "log in again, or type: newgrp docker"
+}
+
+alive() { [[ -r /proc/$1/status ]] && ! grep -q '^State:[[:space:]]*Z' "/proc/$1/status"; }
+
+start_engine() { # and leave it running; sets `engine`
+  local pid='' why='' until pidfile=$system/var/run/docker.pid
+  need_root "start the Docker engine"
+  if [[ -d $system/run/systemd/system ]]; then
+    say "starting the Docker engine by systemctl"
+    as_root systemctl start docker >/dev/null 2>&1 </dev/null || {
+      say "docker: no engine can run here (see: systemctl status docker); going on without, jobs run as plain processes"
+      return 0
+    }
+  else
+    if [[ -s $pidfile ]]; then pid=$(cat "$pidfile"); fi
+    if [[ -n $pid && $(cat "/proc/$pid/comm" 2>/dev/null) != dockerd ]]; then
+      as_root rm -f "$pidfile" # of an earlier life of this machine; dockerd would refuse to start
+      pid=
+    fi
+    if [[ -z $pid ]]; then
+      say "starting the Docker engine by hand, as there is no systemd; it goes on running; its log is $engine_log"
+      # shellcheck disable=SC2016 # $1 is the inner shell's
+      pid=$(as_root sh -c 'setsid nohup dockerd >>"$1" 2>&1 </dev/null & echo $!' sh "$engine_log")
+    fi
+  fi
+  until=$((SECONDS + engine_wait_s))
+  look_for_engine
+  while [[ $engine = silent ]] && ((SECONDS < until)) && { [[ -z $pid ]] || alive "$pid"; }; do
+    sleep 1
+    look_for_engine
+  done
+  if [[ $engine != answers ]]; then
+    if [[ -n $pid ]]; then why=$(as_root tail -n 1 "$engine_log" 2>/dev/null | cut -c -300); fi
+    say "docker: no engine can run here (${why:-it does not answer}); going on without, jobs run as plain processes"
+  fi
+}
+
+set_up_engine() {
+  local user=${SUDO_USER:-root}
+  if [[ $uid != 0 ]]; then user=$(id -un); fi
+  case $engine in
+    off) return ;;
+    elsewhere)
+      say "docker: DOCKER_HOST=$DOCKER_HOST does not answer; going on without (unset it to use one here)"
+      return
+      ;;
+    answers) ;;
+    *) if [[ $uid != 0 ]]; then join_group "$user"; fi ;;
+  esac
+  look_for_engine
+  case $engine in
+    silent | missing) start_engine ;;
+    refuses) say "docker: the engine does not let $user speak to it; going on without, jobs run as plain processes" ;;
+  esac
+  if [[ $uid = 0 && $user != root && -z ${DOCKER_HOST:-} ]]; then join_group "$user"; fi
+  if $through_group; then say "this shell is not in the group docker yet; going on through: sg docker"; fi
+}
+
+install_project() {
+  local target=.
+  if [[ $extra = dev ]]; then target='.[dev]'; fi
+  if venv_ready; then return; fi
+  if ! venv_works; then step "making .venv" "$python" -m venv --clear "$venv"; fi
+  rm -f "$stamp"
+  # shellcheck disable=SC2016 # $1 to $3 are the inner shell's
+  step "pip install -e $target, into .venv" \
+    sh -c 'cd "$1" && "$2" -m pip install -e "$3"' sh "$root" "$venv/bin/python" "$target"
+  printf '%s %s\n' "$(project_hash)" "$extra" >"$stamp"
+}
+
+report() { # STATE PART TEXT
+  printf '%-8s %-10s %s\n' "$@"
+  if [[ $1 = missing ]]; then missing=1; fi
+}
+
+report_all() {
+  missing=0
+  report ok system "$system_name"
+  if venv_works; then
+    report ok python "$venv/bin/python"
+  elif find_python; then
+    report ok python "$(command -v "$python")"
+  elif $old_python; then
+    report missing python "would install python3.11 and python3.11-venv"
+  else
+    report missing python "would install python3-venv"
+  fi
+  if compiler_works; then
+    report ok compiler "$(command -v cc || command -v gcc)"
+  else
+    report missing compiler "would install gcc and libc6-dev"
+  fi
+  if command -v memcached >/dev/null; then
+    report ok memcached "$(command -v memcached)"
+  else
+    report missing memcached "would install memcached"
+  fi
+  case $engine in
+    off) report skipped docker "as asked by --no-docker" ;;
+    answers) report ok docker "an engine answers at ${DOCKER_HOST:-$system/var/run/docker.sock}" ;;
+    refuses) report ok docker "there is an engine; it does not let $(id -un) speak to it" ;;
+    elsewhere) report missing docker "DOCKER_HOST=$DOCKER_HOST does not answer; would go on without" ;;
+    silent) report missing docker "would start $(command -v dockerd)" ;;
+    missing) report missing docker "would install docker.io and start it" ;;
+  esac
+  case $engine in
+    off) report skipped group "as asked by --no-docker" ;;
+    answers) report ok group "$(id -un) may speak to the engine" ;;
+    *)
+      if [[ $uid = 0 || -n ${DOCKER_HOST:-} ]] || in_group "$(id -un)"; then
+        report ok group "nothing to do for $(id -un)"
+      else
+        report missing group "would add $(id -un) to the group docker, which is as good as root"
+      fi
+      ;;
+  esac
+  if venv_ready; then
+    report ok package "installed in .venv"
+  else
+    report missing package "would install the package in .venv"
+  fi
+  if [[ $engine = off ]]; then
+    report skipped image "as asked by --no-docker"
+  elif [[ $engine = answers ]] && venv_ready && with_engine "$venv/bin/python" -B -c '
+import sys, docker, colocate_workloads
+sys.exit(not colocate_workloads.image_is_current(docker.from_env()))' 2>/dev/null; then
+    report ok image "the demo jobs' image is current"
+  else
+    report missing image "would make the demo jobs' image"
+  fi
+  return "$missing"
+}
+
+run_tests() {
+  local code=0 failed='' tool
+  cd "$root"
+  for tool in 'ruff check' mypy lint-imports; do
+    say "$tool"
+    # shellcheck disable=SC2086 # words of a command
+    "$venv/bin/"$tool || failed+=" $tool,"
+  done
+  if [[ -n $failed ]]; then say "failed so far:${failed%,}; the exit code will tell"; fi
+  say "pytest"
+  with_engine "$venv/bin/pytest" "${arguments[@]}" || code=$?
+  if ((code == 0)) && [[ -n $failed ]]; then code=1; fi
+  exit "$code"
+}
+
+read_system
+look_for_engine
+if $check; then
+  code=0
+  report_all || code=$?
+  exit "$code"
+fi
+look_for_packages
+install_packages
+set_up_engine
+if ! venv_works && ! find_python; then die 1 "no Python 3.11 or newer that can make a venv, even now"; fi
+install_project
+step "building the batch kernels" "$venv/bin/python" -m colocate_workloads
+if [[ $engine = answers ]]; then
+  step "making the demo jobs' image" with_engine "$venv/bin/python" -m colocate_workloads --image
+fi
+case $action in
+  demo)
+    if $through_group; then exec sg docker -c "exec $(quoted "$venv/bin/colocate" demo "${arguments[@]}")"; fi
+    exec "$venv/bin/colocate" demo "${arguments[@]}"
+    ;;
+  test) run_tests ;;
+  setup) say "done; next: scripts/setup_scheduler.sh demo" ;;
+esac
