@@ -1,0 +1,129 @@
+"""What command-line options have in common: units, and a configuration file whose keys are the options' names."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from colocate.cores import CoreSet, parse_ranges
+from colocate.errors import UserError
+
+CONFIG = Path("colocate.toml")
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+T = TypeVar("T")
+
+
+def _checked(convert: Callable[[str], T]) -> Callable[[str], T]:
+    """An argparse type from a converter that raises UserError, so that the message names the option."""
+
+    def call(text: str) -> T:
+        try:
+            return convert(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return call
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|min|m|h)?", text.strip())
+    value = float(match[1]) * _UNITS[match[2] or "s"] if match else 0.0
+    if not 0 < value < 1e7:
+        raise UserError(f"{text!r} is no time above zero", "write it like 50ms, 90s, 15m")
+    return value
+
+
+def _latency_ms(text: str) -> float:
+    if not re.search(r"[a-z]", text):
+        raise UserError(f"{text!r} has no unit", f"write it like {text.strip() or '0.8'}ms")
+    return 1e3 * _seconds(text)
+
+
+def _percentile(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 100:
+        raise UserError(f"{text!r} is no percentile", "give a number between 0 and 100, such as 95")
+    return value
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"{text!r} is no whole number", "give 0, 1, 2, ...")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    value = _count(text)
+    if not 1 <= value <= 65535:
+        raise UserError(f"{text} is no port", "give a number from 1 to 65535")
+    return value
+
+
+def _cores(text: str) -> CoreSet:
+    cores = parse_ranges(text)
+    if not cores:
+        raise UserError("an empty set of cores", "write it like 0-3")
+    return cores
+
+
+seconds = _checked(_seconds)
+latency_ms = _checked(_latency_ms)
+percentile = _checked(_percentile)
+count = _checked(_count)
+port = _checked(_port)
+cores = _checked(_cores)
+
+
+def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse `argv` with the options of a configuration file put before it, so that flags win.
+
+    The file is `--config FILE`, else `colocate.toml` here if there is one. A key is an option's long name; `true`
+    sets a flag, a list repeats an option.
+
+    Raises:
+        UserError: the file cannot be read, a key is unknown, or a value is bad; names file and key.
+    """
+    given = _config_path(argv)
+    path = given or CONFIG
+    if given is None and not path.is_file():
+        return parser.parse_args(argv)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{path}: {reason}", "give a TOML file of options") from error
+    known = {s.lstrip("-"): a for a in parser._actions for s in a.option_strings if s.startswith("--")}
+    words: list[str] = []
+    for key, value in table.items():
+        name = key.replace("_", "-")
+        if name not in known or name in {"config", "help"}:
+            options = ", ".join(sorted(set(known) - {"config", "help"}))
+            raise UserError(f"{path}: unknown key {key!r}", f"known are {options}")
+        flag = isinstance(known[name].nargs, int) and known[name].nargs == 0
+        if flag != isinstance(value, bool) or isinstance(value, dict):
+            raise UserError(f"{path}: {key}: {value!r} does not fit", "true or false" if flag else "give its value")
+        if flag:
+            words += [f"--{name}"] * bool(value)
+        else:
+            words += [f"--{name}={item}" for item in (value if isinstance(value, list) else [value])]
+    try:
+        parser.parse_args(words)
+    except UserError as error:
+        raise UserError(f"{path}: {error.what}", error.cure) from error
+    return parser.parse_args([*words, *argv])
+
+
+def _config_path(argv: Sequence[str]) -> Path | None:
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--config":
+            return Path(following)
+        if word.startswith("--config="):
+            return Path(word.removeprefix("--config="))
+    return None

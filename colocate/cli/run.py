@@ -1,0 +1,135 @@
+"""`colocate run`: the loop on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from colocate.cli import options
+from colocate.cli.progress import RunView, reporting
+from colocate.errors import UserError
+from colocate.loop import Ending
+from colocate.report.summary import print_summary, to_json
+from colocate.session import Session, Settings, session
+from colocate.view import Slo
+
+_DEFAULTS = Settings("")
+_EPILOG = """\
+examples:
+  colocate run --memcached-ip 127.0.0.1                       the demo jobs beside a memcached that is running
+  colocate run --memcached-ip 10.0.16.4 --jobs cca-2026 --slo 0.8ms --log-dir logs
+  colocate run --memcached-ip 127.0.0.1 --policy my.py:Mine --set high=0.8
+  colocate run --memcached-ip 127.0.0.1 --dry-run -v          decide for real, touch nothing
+
+Every option can stand in colocate.toml (or --config FILE), e.g. `memcached-ip = "127.0.0.1"`; flags win.
+A run ends when all jobs have; Ctrl-C ends it in order: jobs stopped, memcached's cores given back.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `run` to the commands."""
+    parser = commands.add_parser(
+        "run",
+        help="keep a memcached fast and give the other cores to batch jobs",
+        description="Keep a memcached fast and give the cores that it leaves to batch jobs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_run_options(parser)
+    parser.add_argument("--memcached-ip", metavar="IP", help="where memcached listens; an address of this machine")
+    parser.add_argument("--port", type=options.port, default=_DEFAULTS.port, help="its port (default %(default)s)")
+    parser.add_argument("--memcached-pid", type=options.count, metavar="PID", help="its process, where it is not found")
+    parser.add_argument(
+        "--runtime",
+        choices=("docker", "process"),
+        default=_DEFAULTS.runtime,
+        help="run jobs as Docker containers (default) or as plain processes",
+    )
+    parser.set_defaults(run=run_command, configurable=parser)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `run` and `demo` share."""
+    add = parser.add_argument
+    add("--policy", default=_DEFAULTS.policy, metavar="NAME", help="a name, FILE.py:CLASS or module:Class (%(default)s)")
+    add("--set", action="append", default=[], metavar="OPTION=VALUE", help="set an option of the policy; repeatable")
+    add("--jobs", default=_DEFAULTS.jobs, metavar="CATALOGUE", help="demo, cca-2023, cca-2026 or FILE.toml (%(default)s)")
+    add("--cores", type=options.cores, metavar="LIST", help="the cores it may manage, such as 0-3 (default: all)")
+    add("--interval", type=options.seconds, default=_DEFAULTS.period_s, metavar="TIME", help="the loop's period (50ms)")
+    add("--slo", type=options.latency_ms, default=_DEFAULTS.slo.latency_ms, metavar="TIME", help="the promise (0.8ms)")
+    add("--percentile", type=options.percentile, default=_DEFAULTS.slo.percentile, metavar="P", help="of it (95)")
+    add("--duration", type=options.seconds, metavar="TIME", help="end after this long even if jobs are left (exit code 3)")
+    add("--retries", type=options.count, default=_DEFAULTS.retries, metavar="N", help="for a job that fails (%(default)s)")
+    add("--log-dir", type=Path, default=_DEFAULTS.log_dir, metavar="DIR", help="where the event log goes (%(default)s)")
+    add("--latency-from", type=Path, metavar="FILE", help="tail mcperf's output instead of probing memcached")
+    add("--probe-hz", type=float, metavar="N", help="requests a second of the latency probe (default: fits 0.4 %% CPU)")
+    add("--on-exit", choices=("stop", "leave", "pause"), default=_DEFAULTS.on_exit, help="of unfinished jobs (%(default)s)")
+    add("--once", action="store_true", help="one decision, then end")
+    add("--dry-run", action="store_true", help="look and decide for real, touch nothing")
+    add("--state-dir", type=Path, metavar="DIR", help="where lock and recovery state lie (default /run/colocate)")
+    add("--config", type=Path, metavar="FILE", help="options from this file instead of ./colocate.toml")
+    add("--json", action="store_true", help="print the summary as JSON on standard output")
+    add("-v", "--verbose", action="store_true", help="tell every move and its reason")
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
+    """The settings of a run from parsed options.
+
+    Raises:
+        UserError: the address is missing.
+    """
+    if not args.memcached_ip:
+        raise UserError("run: --memcached-ip is missing", "give the address at which memcached listens")
+    if args.probe_hz is not None and not 0 < args.probe_hz <= 1000:
+        raise UserError(f"run: --probe-hz {args.probe_hz:g}: no rate", "give a number above 0, at most 1000")
+    return Settings(
+        memcached_ip=args.memcached_ip,
+        port=args.port,
+        memcached_pid=args.memcached_pid,
+        policy=args.policy,
+        options=tuple(args.set),
+        jobs=args.jobs,
+        cores=args.cores,
+        period_s=args.interval,
+        slo=Slo(args.slo, args.percentile),
+        duration_s=args.duration,
+        log_dir=args.log_dir,
+        runtime=args.runtime,
+        dry_run=args.dry_run,
+        on_exit=args.on_exit,
+        once=args.once,
+        retries=args.retries,
+        latency_from=args.latency_from,
+        probe_hz=args.probe_hz,
+        state_dir=args.state_dir,
+    )
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """Run; print the summary; the exit code is json.md's."""
+    console = Console(stderr=True)
+    with reporting(console) as progress, session(settings_from(args), progress) as opened:
+        ending = run_shown(opened, console, verbose=args.verbose)
+    return conclude(opened, ending, json=args.json)
+
+
+def run_shown(opened: Session, console: Console, *, verbose: bool) -> Ending:
+    """Run with the live picture."""
+    with RunView(console, verbose=verbose) as view:
+        return opened.run(view.show)
+
+
+def conclude(opened: Session, ending: Ending, *, json: bool, mcperf: Path | None = None) -> int:
+    """Print the summary of a run that has ended and give its exit code."""
+    summary = opened.summary(ending, mcperf)
+    if json:
+        sys.stdout.write(to_json(summary) + "\n")
+    else:
+        print_summary(summary, Console())
+    code = summary["exit_code"]
+    assert isinstance(code, int)  # noqa: S101 -- summary() puts it there
+    return code

@@ -1,0 +1,227 @@
+"""This computer as a host: the sensors and the actuators put together."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from colocate.cores import CoreSet
+from colocate.host.latency import LatencySource
+from colocate.host.memcached import PinError, ServiceAffinity, ServiceProcess, find_again
+from colocate.host.monitor import ResourceMonitor
+from colocate.host.runtime import Runtime
+from colocate.host.statistics import Statistics
+from colocate.jobs import JobSpec
+from colocate.move import SERVICE, Move, MoveError, MoveKind, OnExit
+from colocate.regulator import OverrunError
+from colocate.view import Observation, ServiceSample
+
+_CLOSE_S = 2.5  # a run ends within 3 s
+
+
+class Doorbell:
+    """Ends a wait from another thread or a signal handler (an eventfd(2))."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def ring(self) -> None:
+        """End the wait in progress, or the next one."""
+        os.eventfd_write(self._fd, 1)
+
+    def wait(self, seconds: float) -> None:
+        """Return after that time, or when rung."""
+        ready, _, _ = select.select([self._fd], [], [], max(0.0, seconds))
+        if ready:
+            os.eventfd_read(self._fd)
+
+
+@dataclass(slots=True)
+class Service:
+    """Everything there is to one memcached: where it listens, who it is, how it is pinned and watched."""
+
+    ip: str
+    port: int
+    affinity: ServiceAffinity
+    statistics: Statistics
+    latency: LatencySource
+
+
+class LiveHost:
+    """This computer.
+
+    Args:
+        service: memcached.
+        runtime: runs the jobs.
+        jobs: what each job is, by name.
+        monitor: reads the kernel's figures.
+        doorbell: rung by the runtime when something happens to a job.
+        dry: look for real, but leave memcached's affinity alone (give it a runtime that only pretends, too).
+        moved: called when memcached was found anew, from a worker thread, with its new affinity.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        runtime: Runtime,
+        jobs: dict[str, JobSpec],
+        monitor: ResourceMonitor,
+        doorbell: Doorbell,
+        *,
+        dry: bool = False,
+        moved: Callable[[ServiceAffinity], None] = lambda _: None,
+    ) -> None:
+        self._service = service
+        self._runtime = runtime
+        self._jobs = jobs
+        self._monitor = monitor
+        self._doorbell = doorbell
+        self._dry = dry
+        self._moved = moved
+        self._pretended: CoreSet = frozenset()
+        self._searching: threading.Thread | None = None
+        self._closed = threading.Event()
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            signal.signal(signal.SIGALRM, _overrun)
+        with_priority()
+
+    def now(self) -> float:
+        """Seconds of the monotonic clock."""
+        return time.monotonic()
+
+    def observe(self) -> Observation:
+        """One sample of everything; no call here waits for memcached, a daemon or a disk."""
+        service = self._service
+        alive = service.affinity.alive()
+        if not alive:
+            self._search()
+        now_s = self.now()
+        cpu_cores, wait_us, wait_cores = self._monitor.service(service.affinity.process.pid)
+        statistics = service.statistics.sample()
+        masks = service.affinity.masks() if alive else frozenset()
+        if self._dry:
+            masks = frozenset({self._pretended}) if self._pretended else frozenset()
+        return Observation(
+            time_s=now_s,
+            cores=self._monitor.cores(),
+            service=ServiceSample(
+                alive=alive,
+                pid=service.affinity.process.pid,
+                threads=statistics.threads,
+                affinity=masks,
+                cpu_cores=cpu_cores,
+                wait_us=wait_us,
+                wait_cores=wait_cores,
+                qps=statistics.qps,
+                latency_ms=service.latency.signal(),
+                latency_source=service.latency.source,
+                connections=statistics.connections,
+            ),
+            jobs=self._runtime.look(),
+            events=tuple(self._runtime.events()),
+            memory_available_bytes=self._monitor.memory_available_bytes(),
+            cpu_pressure=self._monitor.cpu_pressure(),
+        )
+
+    def act(self, move: Move) -> bool:
+        """Pin memcached, or hand the move to the runtime."""
+        if move.target == SERVICE:
+            self._pin(move.cores)
+            return True
+        match move.kind:
+            case MoveKind.CREATE:
+                self._runtime.create(self._jobs[move.target], move.threads, move.cores)
+            case MoveKind.START:
+                self._runtime.start(move.target, move.cores)
+            case MoveKind.STOP:
+                self._runtime.stop(move.target)
+            case MoveKind.RESIZE:
+                return self._runtime.resize(move.target, move.cores)
+            case MoveKind.PAUSE:
+                return self._runtime.pause(move.target)
+            case MoveKind.RESUME:
+                return self._runtime.resume(move.target)
+            case _:
+                raise MoveError(f"no job can {move.kind}")
+        return False
+
+    def wait(self, until_s: float) -> None:
+        """Sleep until then, or until the doorbell rings."""
+        self._doorbell.wait(until_s - self.now())
+
+    @contextmanager
+    def deadline(self, seconds: float) -> Iterator[None]:
+        """Interrupt what it encloses by SIGALRM; outside the main thread, only find out afterwards."""
+        start_s = self.now()
+        if self._main:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        else:
+            yield
+            if self.now() - start_s > seconds:
+                raise OverrunError(f"the decision took {self.now() - start_s:.3f} s")
+
+    def close(self, on_exit: OnExit) -> list[str]:
+        """Memcached gets its cores back first, then the jobs end; idempotent."""
+        if self._closed.is_set():
+            return []
+        self._closed.set()
+        problems: list[str] = []
+        if not self._dry:
+            try:
+                self._service.affinity.restore()
+            except PinError as error:
+                problems.append(f"memcached's affinity is not restored: {error}")
+        problems += self._runtime.close(on_exit, _CLOSE_S)
+        self._service.statistics.stop()
+        self._service.latency.stop()
+        self._monitor.close()
+        return problems
+
+    def _pin(self, cores: CoreSet) -> None:
+        if self._dry:
+            self._pretended = cores
+            return
+        try:
+            self._service.affinity.pin(cores)
+        except PinError as error:
+            raise MoveError(str(error)) from error
+
+    def _search(self) -> None:
+        """Look for a restarted memcached on a thread of its own."""
+        if self._searching is not None and self._searching.is_alive():
+            return
+        self._searching = threading.Thread(target=self._find_again, name="find-memcached", daemon=True)
+        self._searching.start()
+
+    def _find_again(self) -> None:
+        found: ServiceProcess | None = find_again(self._service.ip, self._service.port, self._closed)
+        if found is None or self._closed.is_set():
+            return
+        affinity = ServiceAffinity(found)
+        self._moved(affinity)
+        self._service.affinity = affinity
+        self._doorbell.ring()
+
+
+def with_priority() -> None:
+    """Go before the batch jobs where that is permitted: a controller that waits for a core reacts late."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, -15)
+    except PermissionError:
+        pass
+
+
+def _overrun(_signal: int, _frame: FrameType | None) -> None:
+    raise OverrunError("the decision took longer than its deadline")

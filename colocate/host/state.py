@@ -1,0 +1,171 @@
+"""What was there before us, on disk, so that it can be put back; and the lock that keeps controllers apart."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from colocate.errors import UserError
+
+VERSION = 1
+
+
+def default_directory() -> Path:
+    """Where state lies: `/run/colocate` for root, else under the user's runtime directory."""
+    if os.geteuid() == 0 and Path("/run").is_dir():
+        return Path("/run/colocate")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_dir():
+        return Path(runtime) / "colocate"
+    return Path(tempfile.gettempdir()) / f"colocate-{os.geteuid()}"
+
+
+def default_lock() -> Path:
+    """The machine's one lock, the same for every user."""
+    shared = Path("/run/lock")
+    return (shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())) / "colocate.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a run has to put back.
+
+    Attributes:
+        run: the run's id, as on the containers' labels.
+        boot_id: the kernel's; after a reboot nothing of this is true any more.
+        runtime: `docker` or `process`.
+        service: memcached's pid, start time and original affinity, as `host.memcached` writes it.
+        processes: (pid, start time in ticks) of each job that is a plain process.
+    """
+
+    run: str
+    boot_id: str
+    runtime: str
+    service: Mapping[str, object]
+    processes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def boot_id(root: Path = Path("/")) -> str:
+    """This boot's id (random(4)); empty where the kernel does not say."""
+    try:
+        return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+class StateFile:
+    """The state of one run in one file, replaced as a whole (temporary file, fsync, rename)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "state.json"
+
+    def write(self, saved: Saved) -> None:
+        """Replace the file.
+
+        Raises:
+            UserError: the directory cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new = self.path.with_suffix(".new")
+            with new.open("w", encoding="utf-8") as file:
+                json.dump({"version": VERSION, **asdict(saved)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.path)
+            directory = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}", "give a writable --state-dir") from error
+
+    def read(self) -> Saved | None:
+        """What was saved, if it is of this boot; a file that makes no sense is set aside with a warning."""
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            return self._set_aside(str(error))
+        try:
+            if data["version"] != VERSION:
+                return self._set_aside(f"version {data['version']!r}")
+            saved = Saved(
+                run=str(data["run"]),
+                boot_id=str(data["boot_id"]),
+                runtime=str(data["runtime"]),
+                service=dict(data["service"]),
+                processes={str(job): (int(pid), int(start)) for job, (pid, start) in data["processes"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return self._set_aside(f"{type(error).__name__}: {error}")
+        if saved.boot_id != boot_id():
+            self.clear()
+            return None
+        return saved
+
+    def clear(self) -> None:
+        """Remove the file; nothing is left to put back."""
+        self.path.unlink(missing_ok=True)
+
+    def _set_aside(self, why: str) -> None:
+        aside = self.path.with_suffix(".corrupt")
+        try:
+            self.path.replace(aside)
+        except OSError:
+            aside = self.path
+        sys.stderr.write(f"colocate: warning: state file set aside as {aside}: {why}\n")
+
+
+class Lock:
+    """One controller a machine: an flock(2) on a file that holds the owner's pid."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+
+    def acquire(self) -> None:
+        """Take the lock; it is given up when the process ends, however it ends.
+
+        Raises:
+            UserError: another controller holds it (its pid is named), or the file cannot be opened.
+        """
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = self._open()
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}", "give a writable --state-dir") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            raise UserError(f"another colocate runs here (pid {owner})", "end it first, or wait for its end") from error
+        if os.access(self.path, os.W_OK):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        """Give the lock up; idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            return os.open(self.path, flags)  # without O_CREAT: fs.protected_regular forbids it on others' files
+        except FileNotFoundError:
+            fd = os.open(self.path, flags | os.O_CREAT, 0o666)
+            if os.fstat(fd).st_uid == os.geteuid():
+                os.fchmod(fd, 0o666)
+            return fd

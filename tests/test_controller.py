@@ -1,0 +1,232 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colocate.controller import Controller
+from colocate.jobs import ENDED, JobEventKind, JobState
+from colocate.move import MoveKind
+from colocate.policy import Plan
+from colocate.regulator import Limits
+from colocate.topology import Topology
+from colocate.view import JobSample
+from tests.builders import Fixed, Machine, no_deadline, observation, service_sample, spec
+
+
+def machine(*plans, jobs=("a", "b"), cores=4, **kw):
+    controller = Controller(
+        [spec(name) for name in jobs], Fixed(*plans), Topology.flat(cores), no_deadline,
+        limits=Limits(shrink_every_s=0, strikes=10**6), **kw,
+    )  # fmt: skip
+    return Machine(controller)
+
+
+def settle(subject: Machine, ticks: int = 3) -> Machine:
+    for _ in range(ticks):
+        subject.tick()
+    subject.check()
+    return subject
+
+
+def states(subject):
+    return {name: job.state for name, job in subject.controller.jobs.items()}
+
+
+def test_a_run_from_start_to_end_leaves_a_log_in_order():
+    subject = settle(machine(Plan(1, {"a": 1, "b": 2})))
+    subject.end("a", 0)
+    subject.end("b", 0)
+    subject.tick()
+    assert subject.log == [
+        "start memcached [0]", "start a [1]", "start b [2, 3]", "end a []", "end b []",
+    ]  # fmt: skip
+    assert subject.controller.done
+
+
+def test_memcached_grows_before_a_job_is_paused_and_shrinks_before_one_is_resumed():
+    subject = settle(machine(Plan(1, {"a": 1, "b": 2})))
+    subject.controller.regulator.policy.plans = [Plan(3, {"a": 1, "b": 0})]
+    kinds = [(m.kind, m.target) for m in subject.tick()]
+    assert kinds == [(MoveKind.PIN, "memcached"), (MoveKind.PAUSE, "b"), (MoveKind.RESIZE, "a")]
+    subject.check()
+    subject.controller.regulator.policy.plans = [Plan(1, {"a": 1, "b": 2})]
+    kinds = [(m.kind, m.target) for m in subject.tick()]
+    assert kinds[0] == (MoveKind.PIN, "memcached")
+    assert kinds[-1] == (MoveKind.RESUME, "b")
+    subject.check()
+
+
+def test_a_paused_job_may_resume_on_other_cores():
+    subject = settle(machine(Plan(1, {"a": 1, "b": 1}), cores=3))
+    subject.controller.regulator.policy.plans = [Plan(2, {"a": 1, "b": 0})]
+    settle(subject, 1)
+    held = subject.jobs["a"]
+    subject.end("a", 0)
+    subject.controller.regulator.policy.plans = [Plan(2, {"b": 1})]
+    settle(subject, 2)
+    assert subject.jobs["b"] == held
+    assert subject.log[-3:] == ["end a []", f"update_cores b {sorted(held)}", "unpause b []"]
+
+
+def test_a_failed_job_is_retried_and_then_reported():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",), retries=1))
+    subject.end("a", 3)
+    settle(subject)
+    assert states(subject) == {"a": JobState.RUNNING}
+    subject.end("a", 3)
+    subject.tick()
+    assert states(subject) == {"a": JobState.FAILED}
+    assert [line.split()[0] for line in subject.log].count("start") == 2, "memcached's and one of the job"
+    assert "end a []" not in subject.log
+
+
+def test_a_job_that_ends_while_paused_is_closed_in_the_log():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
+    subject.controller.regulator.policy.plans = [Plan(4, {"a": 0})]
+    subject.tick()
+    subject.end("a", 0)
+    subject.tick()
+    assert subject.log[-3:] == ["pause a []", "unpause a []", "end a []"]
+
+
+def test_a_vanished_container_is_reported_not_finished():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
+    subject.jobs.pop("a")
+    subject.tell("a", JobEventKind.GONE)
+    subject.tick()
+    assert states(subject) == {"a": JobState.STOPPED}
+    assert not any(line.startswith("end") for line in subject.log)
+
+
+def test_a_job_that_cannot_be_created_is_asked_for_again_and_then_given_up():
+    subject = machine(Plan(1, {"a": 1}), jobs=("a",), retries=1)
+    creations = 0
+    for _ in range(8):
+        creations += sum(move.kind is MoveKind.CREATE for move in subject.tick())
+        subject.events.clear()
+        if creations and states(subject)["a"] is JobState.WAITING:
+            subject.tell("a", JobEventKind.FAILED, detail="no space")
+    assert creations == 2
+    assert states(subject) == {"a": JobState.FAILED}
+
+
+def test_a_job_over_before_its_start_was_seen_is_started_and_ended():
+    subject = machine(Plan(1, {"a": 1}), jobs=("a",))
+    subject.tick()
+    subject.tick()
+    subject.events.clear()
+    subject.tell("a", JobEventKind.EXITED, code=0)
+    subject.tick()
+    assert subject.log[1:] == ["start a [1]", "end a []"]
+
+
+def test_a_foreign_change_is_put_right_and_counted():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
+    right = subject.jobs["a"]
+    subject.jobs["a"] = frozenset({0, 1, 2, 3})
+    subject.tick()
+    assert subject.jobs["a"] == right
+    assert subject.controller.counts["foreign_changes"] == 1
+    subject.paused.add("a")
+    subject.tick()
+    assert "a" not in subject.paused
+
+
+def test_memcached_found_on_other_cores_is_pinned_again():
+    subject = settle(machine(Plan(1, {"a": 1})))
+    everywhere = service_sample(affinity=frozenset({frozenset({0}), frozenset({0, 1, 2, 3})}))
+    moves = subject.tick(service=everywhere)
+    assert [(m.kind, m.cores) for m in moves] == [(MoveKind.PIN, frozenset({0}))]
+    assert subject.log[-1].startswith("custom memcached"), "no update_cores for an unchanged set"
+
+
+def test_a_restarted_memcached_is_told():
+    subject = settle(machine(Plan(1, {"a": 1})))
+    assert not any(m.kind is MoveKind.PIN for m in subject.tick(service=service_sample(None, alive=False, qps=None)))
+    subject.tick(service=service_sample(pid=77))
+    assert subject.controller.counts["service_restarts"] == 1
+
+
+def test_a_move_that_fails_is_made_again_later():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
+    controller = subject.controller
+    controller.regulator.policy.plans = [Plan(4, {"a": 0})]
+    moves = controller.step(observation(subject.time_s + 1))
+    pin, pause = moves
+    controller.settle(pin, done=True, now_s=subject.time_s + 1)
+    controller.settle(pause, done=False, now_s=subject.time_s + 1, error="frozen solid")
+    assert [m.kind for m in controller.step(observation(subject.time_s + 1.5))] == []
+    assert [m.kind for m in controller.step(observation(subject.time_s + 4))] == [MoveKind.PAUSE]
+
+
+def test_a_move_on_its_way_is_logged_when_it_has_happened():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
+    controller = subject.controller
+    controller.regulator.policy.plans = [Plan(4, {"a": 0})]
+    for move in controller.step(observation(subject.time_s + 1)):
+        controller.settle(move, done=move.kind is MoveKind.PIN, now_s=subject.time_s + 1)
+    assert [entry.event for entry in controller.entries] == ["update_cores"]
+    assert not controller.step(observation(subject.time_s + 2)), "not asked twice"
+    subject.time_s += 2
+    subject.paused.add("a")
+    subject.tell("a", JobEventKind.PAUSED)
+    subject.tick(0.1)
+    assert subject.log[-1] == "pause a []"
+
+
+@pytest.mark.parametrize("kind", [JobEventKind.EXITED, JobEventKind.GONE, JobEventKind.STARTED, JobEventKind.FAILED])
+def test_news_of_a_job_that_has_ended_or_is_unknown_changes_nothing(kind):
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
+    subject.end("a", 0)
+    subject.tick()
+    subject.tell("a", kind, code=1)
+    subject.tell("stranger", kind, code=1)
+    subject.tick()
+    assert states(subject) == {"a": JobState.FINISHED}
+
+
+plans = st.builds(
+    Plan, st.integers(0, 5), st.dictionaries(st.sampled_from("abc"), st.integers(0, 4), max_size=3)
+)
+happenings = st.sampled_from(["exit0", "exit1", "vanish", "foreign", "nothing", "nothing", "nothing"])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(plans, happenings, st.sampled_from("abc"), st.booleans()), min_size=1, max_size=30))
+def test_whatever_is_planned_and_happens_nobody_shares_a_core_with_memcached(story):
+    subject = machine(Plan(1), jobs=("a", "b", "c"), retries=1)
+    for plan, happening, job, stale in story:
+        subject.controller.regulator.policy.plans = [plan]
+        if job in subject.jobs:
+            match happening:
+                case "exit0" | "exit1":
+                    subject.end(job, int(happening[-1]))
+                case "vanish":
+                    subject.jobs.pop(job)
+                    subject.paused.discard(job)
+                    subject.tell(job, JobEventKind.GONE)
+        subject.tick(service=service_sample(age_s=9.0 if stale else 0.0))
+        if happening != "foreign":
+            subject.check()
+    started = {line.split()[1] for line in subject.log if line.startswith("start")}
+    ended = [line.split()[1] for line in subject.log if line.startswith("end ")]
+    assert len(ended) == len(set(ended)), "no job ends twice"
+    assert set(ended) <= started
+    assert all(job.state in ENDED for name, job in subject.controller.jobs.items() if name in ended)
+
+
+def test_cpu_use_of_a_job_comes_from_its_counter():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
+    controller = subject.controller
+    controller.absorb(observation(10.0, jobs={"a": JobSample(cpu_s=2.0)}))
+    controller.absorb(observation(12.0, jobs={"a": JobSample(cpu_s=3.0)}))
+    assert controller.view().jobs["a"].cpu_cores == pytest.approx(0.5)
+
+
+def test_run_time_leaves_pauses_out():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)), 2)
+    subject.tick()  # STARTED at 2 s, seen now at 3 s
+    subject.controller.regulator.policy.plans = [Plan(4, {"a": 0})]
+    subject.tick()
+    for _ in range(5):
+        subject.tick()
+    assert subject.controller.view().jobs["a"].run_s == pytest.approx(2.0)

@@ -1,0 +1,93 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colocate.placement import Assignment, place
+from colocate.topology import Topology
+
+
+def smt(pairs: int) -> Topology:
+    cores = frozenset(range(2 * pairs))
+    siblings = {c: frozenset({c - c % 2, c - c % 2 + 1}) for c in cores}
+    return Topology(cores, siblings, dict.fromkeys(cores, cores), dict.fromkeys(cores, 0))
+
+
+@st.composite
+def requests(draw):
+    topology = draw(st.sampled_from([Topology.flat(2), Topology.flat(4), Topology.flat(9), smt(2), smt(4)]))
+    total = len(topology.cores)
+    service = draw(st.integers(1, total))
+    left = total - service
+    jobs = {}
+    for name in draw(st.lists(st.sampled_from("abcdef"), unique=True)):
+        jobs[name] = draw(st.integers(0, left))
+        left -= jobs[name]
+    return topology, service, jobs
+
+
+@st.composite
+def histories(draw):
+    """A few requests in turn on one machine."""
+    topology, service, jobs = draw(requests())
+    more = draw(st.lists(requests().filter(lambda r: r[0] == topology), max_size=3))
+    return topology, [(service, jobs), *((s, j) for _, s, j in more)]
+
+
+@given(histories())
+def test_counts_are_met_by_disjoint_sets(history):
+    topology, steps = history
+    now = Assignment()
+    for service, jobs in steps:
+        now = place(service, jobs, now, topology)
+        assert len(now.service) == service
+        assert {name: len(now.jobs.get(name, ())) for name in jobs} == jobs
+        everybody = [now.service, *now.jobs.values()]
+        assert sum(map(len, everybody)) == len(frozenset().union(*everybody))
+        assert frozenset().union(*everybody) <= topology.cores
+
+
+@given(histories())
+def test_the_same_counts_move_nothing(history):
+    topology, steps = history
+    now = Assignment()
+    for service, jobs in steps:
+        now = place(service, jobs, now, topology)
+    assert place(*steps[-1], now, topology) == now
+
+
+@given(histories())
+def test_memcached_only_grows_or_only_shrinks(history):
+    topology, steps = history
+    now = Assignment()
+    for service, jobs in steps:
+        then = place(service, jobs, now, topology)
+        assert then.service <= now.service or then.service >= now.service
+        now = then
+
+
+def test_a_job_keeps_the_core_that_memcached_leaves_to_it():
+    topology = Topology.flat(4)
+    now = Assignment(frozenset({0}), {"a": frozenset({1}), "b": frozenset({2, 3})})
+    then = place(2, {"a": 1, "b": 1}, now, topology)
+    assert then.service == {0, 1}, "the lowest ids"
+    assert then.jobs["b"] < {2, 3}
+    assert then.jobs["a"] < {2, 3}
+
+
+def test_growth_takes_the_sibling_of_a_core_it_has():
+    assert place(2, {"a": 1, "b": 1}, Assignment(frozenset({2}), {"a": frozenset({0})}), smt(2)).service == {2, 3}
+
+
+def test_a_job_is_not_put_beside_memcached_while_other_pipelines_are_free():
+    placed = place(1, {"a": 1}, Assignment(frozenset({0})), smt(2))
+    assert placed.jobs["a"] <= {2, 3}
+
+
+def test_memcached_gives_up_the_core_without_its_sibling():
+    assert place(2, {}, Assignment(frozenset({0, 1, 3})), smt(2)).service == {0, 1}
+
+
+@pytest.mark.parametrize(("service", "jobs"), [(0, {}), (5, {}), (2, {"a": 3})])
+def test_more_than_there_is_raises(service, jobs):
+    with pytest.raises(ValueError, match="do not fit"):
+        place(service, jobs, Assignment(), Topology.flat(4))

@@ -1,0 +1,111 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colocate.jobs import JobState
+from colocate.policy import Plan
+from colocate.regulator import Limits, OverrunError, Regulator, Safe
+from tests.builders import Fixed, job_view, no_deadline, service_sample, view
+
+JOBS = {"a": job_view("a", JobState.RUNNING, frozenset({3})), "b": job_view("b")}
+
+
+def regulator(*plans, **limits):
+    return Regulator(Fixed(*plans), Limits(**limits), no_deadline)
+
+
+def rules(interventions):
+    return [change.rule for change in interventions]
+
+
+def test_a_good_plan_passes_untouched():
+    plan, changes = regulator(Plan(2, {"a": 1, "b": 1}, reason="why")).plan(view(jobs=JOBS))
+    assert (plan, changes) == (Plan(2, {"a": 1, "b": 1}, reason="why"), [])
+
+
+@pytest.mark.parametrize(
+    "nonsense", [None, 3, Plan(-1), Plan(True), Plan(1.5), Plan(1, {"a": -1}), Plan(1, {"a": "2"}), ValueError("boom")]
+)
+def test_nonsense_costs_a_strike_and_gives_the_safe_set(nonsense):
+    subject = regulator(nonsense)
+    plan, changes = subject.plan(view(jobs=JOBS, sample=service_sample(threads=3)))
+    assert plan.service == 3
+    assert rules(changes) == ["strike"]
+    assert subject.strikes == 1
+
+
+def test_after_the_last_strike_the_safe_policy_stays():
+    subject = regulator(RuntimeError("bug"), strikes=2)
+    for _ in range(2):
+        _, changes = subject.plan(view(jobs=JOBS))
+    assert rules(changes) == ["strike", "fallback"]
+    assert isinstance(subject.policy, Safe)
+    _, changes = subject.plan(view(jobs=JOBS))
+    assert changes == []
+
+
+def test_an_overrun_is_a_strike():
+    assert rules(regulator(OverrunError("slow")).plan(view(jobs=JOBS))[1]) == ["strike"]
+
+
+@pytest.mark.parametrize("impossible", [Plan(5), Plan(3, {"a": 2}), Plan(1, {"x": 1}), Plan(0), Plan(1, {}, frozenset("x"))])
+def test_an_impossible_plan_is_rejected_as_a_whole(impossible):
+    subject = regulator(Plan(2, {"a": 2, "b": 0}), impossible)
+    before, _ = subject.plan(view(jobs=JOBS))
+    plan, changes = subject.plan(view(jobs=JOBS, time_s=9, service_cores=frozenset({0, 1})))
+    assert (plan, rules(changes)) == (before, ["impossible"])
+
+
+def test_the_floor():
+    plan, changes = regulator(Plan(1, {"a": 3}), floor_cores=2).plan(view(jobs=JOBS))
+    assert (plan.service, plan.jobs["a"], rules(changes)) == (2, 2, ["floored"])
+
+
+def test_sharing_is_regulated_down_with_a_word():
+    plan, changes = regulator(Plan(1, {"a": 1}, frozenset({"a"}))).plan(view(jobs=JOBS))
+    assert (plan.share, rules(changes)) == (frozenset(), ["unshared"])
+
+
+@pytest.mark.parametrize("stale", [service_sample(None), service_sample(age_s=5), service_sample(qps=None)])
+def test_stale_signals_allow_only_moves_in_memcacheds_favour(stale):
+    two = frozenset({0, 1})
+    plan, changes = regulator(Plan(1, {"a": 3})).plan(view(jobs=JOBS, sample=stale, service_cores=two))
+    assert (plan.service, plan.jobs["a"], rules(changes)) == (2, 2, ["fresh_enough"])
+    plan, changes = regulator(Plan(3)).plan(view(jobs=JOBS, sample=stale, service_cores=two))
+    assert (plan.service, changes) == (3, [])
+
+
+def test_memcached_does_not_shrink_again_at_once():
+    subject = regulator(Plan(2), Plan(1), Plan(1), shrink_every_s=1.0)
+    subject.plan(view(time_s=0.0, service_cores=frozenset({0, 1, 2})))
+    plan, changes = subject.plan(view(time_s=0.5, service_cores=frozenset({0, 1})))
+    assert (plan.service, rules(changes)) == (2, ["unhurried"])
+    assert subject.plan(view(time_s=1.1, service_cores=frozenset({0, 1})))[0].service == 1
+
+
+def test_jobs_that_have_ended_are_left_out_and_those_not_named_keep_what_they_have():
+    jobs = {**JOBS, "c": job_view("c", JobState.FINISHED)}
+    plan, changes = regulator(Plan(1, {"c": 3})).plan(view(jobs=jobs))
+    assert (plan.jobs, changes) == ({"a": 1, "b": 0}, [])
+
+
+counts = st.integers(-2, 7)
+
+
+@given(
+    st.lists(st.builds(Plan, counts, st.dictionaries(st.sampled_from("abx"), counts)), min_size=1, max_size=6),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_whatever_a_policy_says_the_plan_can_be_carried_out(plans, floor, stale):
+    subject = regulator(*plans, floor_cores=floor)
+    cores = frozenset({0, 1, 2, 3})
+    for time_s in range(len(plans) + 1):
+        seen = view(time_s=time_s, jobs=JOBS, service_cores=cores, sample=service_sample(age_s=9 if stale else 0))
+        plan, _ = subject.plan(seen)
+        assert floor <= plan.service <= 4
+        assert plan.service + sum(plan.jobs.values()) <= 4
+        assert set(plan.jobs) == set(JOBS)
+        if stale:
+            assert plan.service >= len(cores)
+        cores = frozenset(range(plan.service))
