@@ -77,8 +77,10 @@ def view(
     )
 
 
-def job_view(name: str, state: JobState = JobState.WAITING, cores: frozenset[int] = frozenset(), **kw: object) -> JobView:
-    job = spec(name, **kw)
+def job_view(
+    name: str, state: JobState = JobState.WAITING, cores: frozenset[int] = frozenset(), **facts: object
+) -> JobView:
+    job = spec(name, **facts)
     return JobView(job, state, cores, job.threads, None, 0.0)
 
 

@@ -46,7 +46,7 @@ def test_memcached_grows_before_a_job_is_paused_and_shrinks_before_one_is_resume
     subject = settle(machine(Plan(1, {"a": 1, "b": 2})))
     subject.controller.regulator.policy.plans = [Plan(3, {"a": 1, "b": 0})]
     kinds = [(m.kind, m.target) for m in subject.tick()]
-    assert kinds == [(MoveKind.PIN, "memcached"), (MoveKind.PAUSE, "b"), (MoveKind.RESIZE, "a")]
+    assert kinds == [(MoveKind.PIN, "memcached"), (MoveKind.PAUSE, "b")]
     subject.check()
     subject.controller.regulator.policy.plans = [Plan(1, {"a": 1, "b": 2})]
     kinds = [(m.kind, m.target) for m in subject.tick()]

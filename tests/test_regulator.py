@@ -48,7 +48,10 @@ def test_an_overrun_is_a_strike():
     assert rules(regulator(OverrunError("slow")).plan(view(jobs=JOBS))[1]) == ["strike"]
 
 
-@pytest.mark.parametrize("impossible", [Plan(5), Plan(3, {"a": 2}), Plan(1, {"x": 1}), Plan(0), Plan(1, {}, frozenset("x"))])
+IMPOSSIBLE = [Plan(5), Plan(3, {"a": 2}), Plan(1, {"x": 1}), Plan(0), Plan(1, {}, frozenset("x"))]
+
+
+@pytest.mark.parametrize("impossible", IMPOSSIBLE)
 def test_an_impossible_plan_is_rejected_as_a_whole(impossible):
     subject = regulator(Plan(2, {"a": 2, "b": 0}), impossible)
     before, _ = subject.plan(view(jobs=JOBS))
