@@ -62,7 +62,7 @@ read_system() {
     printf '%s %s %s' "${ID:-unknown}" "${VERSION_ID:--}" "${PRETTY_NAME:-${ID:-a system without os-release}}"
   )"
   system_name=$name
-  old_python=false
+  python_packages=(python3-venv)
   case $id in
     debian) oldest=12 ;;
     ubuntu) oldest=2204 ;;
@@ -74,16 +74,18 @@ read_system() {
   fi
   case $id-$number in
     debian-12 | ubuntu-24.04) ;;
-    ubuntu-22.*) old_python=true ;;
+    ubuntu-22.*) python_packages=(python3.11 python3.11-venv) ;; # its python3 is 3.10
     *) say "note: $name is newer than Debian 12, Ubuntu 22.04 and 24.04, which this was made for; going on" ;;
   esac
 }
+
+there() { command -v "$1" >/dev/null; }
 
 as_root() { if [[ $uid = 0 ]]; then "$@"; else sudo "$@"; fi; }
 
 need_root() { # WHAT FOR
   if [[ $uid = 0 ]]; then return; fi
-  if command -v sudo >/dev/null && { sudo -n true 2>/dev/null || { [[ -t 2 ]] && sudo -v; }; }; then return; fi
+  if there sudo && { sudo -n true 2>/dev/null || { [[ -t 2 ]] && sudo -v; }; }; then return; fi
   die 2 "to $1 this must be run as root or as a user with sudo (or with --no-docker, if it is only for Docker)"
 }
 
@@ -175,7 +177,7 @@ look_for_engine() { # sets `engine`: off, answers, refuses, elsewhere, silent or
     2) engine=refuses ;;
     *)
       engine=missing
-      if command -v dockerd >/dev/null; then engine=silent; fi
+      if there dockerd; then engine=silent; fi
       if [[ -n ${DOCKER_HOST:-} ]]; then engine=elsewhere; fi
       ;;
   esac
@@ -183,14 +185,13 @@ look_for_engine() { # sets `engine`: off, answers, refuses, elsewhere, silent or
 
 look_for_packages() { # sets `packages` to those that must be installed
   packages=()
-  if ! venv_works && ! find_python; then
-    if $old_python; then packages+=(python3.11 python3.11-venv); else packages+=(python3-venv); fi
-  fi
+  if ! venv_works && ! find_python; then packages+=("${python_packages[@]}"); fi
   if ! compiler_works; then packages+=(gcc libc6-dev); fi
-  if ! command -v memcached >/dev/null; then packages+=(memcached); fi
-  if [[ $engine = missing ]]; then packages+=(docker.io iptables ca-certificates); fi
+  if ! there memcached; then packages+=(memcached); fi
+  if [[ $engine = missing ]]; then packages+=(docker.io); fi
+  if [[ $engine = missing && ! -e /etc/ssl/certs/ca-certificates.crt ]]; then packages+=(ca-certificates); fi # to pull
   # Where the kernel enforces AppArmor, the engine starts no container without the program that loads its profile.
-  if [[ $engine = missing || $engine = silent ]] && ! command -v apparmor_parser >/dev/null &&
+  if [[ $engine = missing || $engine = silent ]] && ! there apparmor_parser &&
     [[ $(cat /sys/module/apparmor/parameters/enabled 2>/dev/null) = Y ]]; then
     packages+=(apparmor)
   fi
@@ -226,37 +227,46 @@ join_group() { # USER
   say "log in again, or type: newgrp docker"
 }
 
-alive() { [[ -r /proc/$1/status ]] && ! grep -q '^State:[[:space:]]*Z' "/proc/$1/status"; }
+alive() { [[ -r /proc/$1/status ]] && ! grep -qs '^State:[[:space:]]*Z' "/proc/$1/status"; }
+
+launch_engine() { # by hand; prints its pid
+  # Pid files of an earlier life of this machine would keep dockerd from starting; a dockerd that is starting, is left.
+  # shellcheck disable=SC2016 # the variables are the inner shell's
+  as_root sh -c '
+    for file in "$1/docker.pid" "$1/docker/containerd/containerd.pid"; do
+      case $(cat "/proc/$(cat "$file" 2>/dev/null)/comm" 2>/dev/null) in
+        dockerd) cat "$file" && exit ;;
+        containerd) ;;
+        *) rm -f "$file" ;;
+      esac
+    done
+    setsid nohup dockerd >>"$2" 2>&1 </dev/null &
+    echo $!' sh "$system/var/run" "$engine_log"
+}
+
+wait_for_engine() { # PID or nothing
+  until look_for_engine && [[ $engine != silent ]]; do
+    if ((SECONDS >= engine_until)) || { [[ -n $1 ]] && ! alive "$1"; }; then return; fi
+    sleep 1
+  done
+}
 
 start_engine() { # and leave it running; sets `engine`
-  local pid='' why='' until pidfile=$system/var/run/docker.pid
+  local pid='' why='see: systemctl status docker' engine_until=$((SECONDS + engine_wait_s))
   need_root "start the Docker engine"
   if [[ -d $system/run/systemd/system ]]; then
     say "starting the Docker engine by systemctl"
-    as_root systemctl start docker >/dev/null 2>&1 </dev/null || {
-      say "docker: no engine can run here (see: systemctl status docker); going on without, jobs run as plain processes"
-      return 0
-    }
+    if as_root systemctl start docker >/dev/null 2>&1 </dev/null; then wait_for_engine ''; fi
   else
-    if [[ -s $pidfile ]]; then pid=$(cat "$pidfile"); fi
-    if [[ -n $pid && $(cat "/proc/$pid/comm" 2>/dev/null) != dockerd ]]; then
-      as_root rm -f "$pidfile" # of an earlier life of this machine; dockerd would refuse to start
-      pid=
-    fi
-    if [[ -z $pid ]]; then
-      say "starting the Docker engine by hand, as there is no systemd; it goes on running; its log is $engine_log"
-      # shellcheck disable=SC2016 # $1 is the inner shell's
-      pid=$(as_root sh -c 'setsid nohup dockerd >>"$1" 2>&1 </dev/null & echo $!' sh "$engine_log")
-    fi
+    say "starting the Docker engine by hand, as there is no systemd; it goes on running; its log is $engine_log"
+    for _ in first second; do # dockerd itself gives up on a slow containerd, which is faster the second time
+      pid=$(launch_engine)
+      wait_for_engine "$pid"
+      if [[ $engine != silent ]] || alive "$pid"; then break; fi
+    done
+    why=$(as_root grep -aE '^(failed|panic)' "$engine_log" | tail -n 1 | cut -c -300 || true)
   fi
-  until=$((SECONDS + engine_wait_s))
-  look_for_engine
-  while [[ $engine = silent ]] && ((SECONDS < until)) && { [[ -z $pid ]] || alive "$pid"; }; do
-    sleep 1
-    look_for_engine
-  done
   if [[ $engine != answers ]]; then
-    if [[ -n $pid ]]; then why=$(as_root tail -n 1 "$engine_log" 2>/dev/null | cut -c -300); fi
     say "docker: no engine can run here (${why:-it does not answer}); going on without, jobs run as plain processes"
   fi
 }
@@ -279,7 +289,9 @@ set_up_engine() {
     refuses) say "docker: the engine does not let $user speak to it; going on without, jobs run as plain processes" ;;
   esac
   if [[ $uid = 0 && $user != root && -z ${DOCKER_HOST:-} ]]; then join_group "$user"; fi
-  if $through_group; then say "this shell is not in the group docker yet; going on through: sg docker"; fi
+  if $through_group && [[ $engine = answers ]]; then
+    say "this shell is not in the group docker yet; going on through: sg docker"
+  fi
 }
 
 install_project() {
@@ -299,61 +311,42 @@ report() { # STATE PART TEXT
   if [[ $1 = missing ]]; then missing=1; fi
 }
 
+report_whether() { # PART TEXT-IF-SO WHAT-WOULD-BE-DONE COMMAND...: by whether the command succeeds
+  local part=$1 so=$2 would=$3
+  shift 3
+  if "$@"; then report ok "$part" "$so"; else report missing "$part" "would $would"; fi
+}
+
+may_use_docker() { [[ $engine = answers || $uid = 0 || -n ${DOCKER_HOST:-} ]] || in_group "$(id -un)"; }
+
+image_is_current() {
+  [[ $engine = answers ]] && venv_ready && with_engine "$venv/bin/python" -B -c '
+import sys, docker, colocate_workloads
+sys.exit(not colocate_workloads.image_is_current(docker.from_env()))' 2>/dev/null
+}
+
 report_all() {
   missing=0
   report ok system "$system_name"
   if venv_works; then
     report ok python "$venv/bin/python"
-  elif find_python; then
-    report ok python "$(command -v "$python")"
-  elif $old_python; then
-    report missing python "would install python3.11 and python3.11-venv"
   else
-    report missing python "would install python3-venv"
+    report_whether python "one that can make a venv" "install ${python_packages[*]}" find_python
   fi
-  if compiler_works; then
-    report ok compiler "$(command -v cc || command -v gcc)"
-  else
-    report missing compiler "would install gcc and libc6-dev"
-  fi
-  if command -v memcached >/dev/null; then
-    report ok memcached "$(command -v memcached)"
-  else
-    report missing memcached "would install memcached"
-  fi
+  report_whether compiler "it compiles, with the C library's headers" "install gcc and libc6-dev" compiler_works
+  report_whether memcached "$(command -v memcached)" "install memcached" there memcached
+  report_whether package "installed in .venv" "install the package in .venv" venv_ready
   case $engine in
-    off) report skipped docker "as asked by --no-docker" ;;
+    off) report skipped docker "as asked by --no-docker" && return "$missing" ;;
     answers) report ok docker "an engine answers at ${DOCKER_HOST:-$system/var/run/docker.sock}" ;;
     refuses) report ok docker "there is an engine; it does not let $(id -un) speak to it" ;;
     elsewhere) report missing docker "DOCKER_HOST=$DOCKER_HOST does not answer; would go on without" ;;
     silent) report missing docker "would start $(command -v dockerd)" ;;
     missing) report missing docker "would install docker.io and start it" ;;
   esac
-  case $engine in
-    off) report skipped group "as asked by --no-docker" ;;
-    answers) report ok group "$(id -un) may speak to the engine" ;;
-    *)
-      if [[ $uid = 0 || -n ${DOCKER_HOST:-} ]] || in_group "$(id -un)"; then
-        report ok group "nothing to do for $(id -un)"
-      else
-        report missing group "would add $(id -un) to the group docker, which is as good as root"
-      fi
-      ;;
-  esac
-  if venv_ready; then
-    report ok package "installed in .venv"
-  else
-    report missing package "would install the package in .venv"
-  fi
-  if [[ $engine = off ]]; then
-    report skipped image "as asked by --no-docker"
-  elif [[ $engine = answers ]] && venv_ready && with_engine "$venv/bin/python" -B -c '
-import sys, docker, colocate_workloads
-sys.exit(not colocate_workloads.image_is_current(docker.from_env()))' 2>/dev/null; then
-    report ok image "the demo jobs' image is current"
-  else
-    report missing image "would make the demo jobs' image"
-  fi
+  report_whether group "nothing to do for $(id -un)" \
+    "add $(id -un) to the group docker, which is as good as root" may_use_docker
+  report_whether image "the demo jobs' image is current" "make the demo jobs' image" image_is_current
   return "$missing"
 }
 
