@@ -170,8 +170,9 @@ def _compile(compiler: str, source: Path, target: Path) -> None:
         [compiler, *FLAGS, "-o", str(target), str(source), "-lm"], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line or "cannot find" in line]
-        why = (lines or done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
+        signs = ("error:", "undefined reference", "cannot find")
+        lines = [line for line in done.stderr.splitlines() if any(sign in line for sign in signs)]
         raise BuildError(
-            f"{source.name} does not compile ({why}); is the C library for static linking there (libc6-dev)?"
+            f"{source.name} does not compile ({lines[0] if lines else f'exit code {done.returncode}'}); "
+            "the compiler and the static C library must be there (gcc, libc6-dev)"
         )

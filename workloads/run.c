@@ -17,6 +17,11 @@ static const char *suite_of(const char *kernel)
     return "parsec";
 }
 
+static _Noreturn void usage(void)
+{
+    die(2, "usage: ./run -a run -S parsec|splash2x -p KERNEL -i test|simlarge|native -n THREADS");
+}
+
 static void block_signals(void)
 {
     sigset_t both;
@@ -42,10 +47,10 @@ int main(int argc, char **argv)
         case 'p': kernel = optarg; break;
         case 'i': size = optarg; break;
         case 'n': count = optarg; break;
-        default: optind = argc + 1;
+        default: usage();
         }
     if (optind != argc || !action || !suite || !kernel || !size || !count)
-        die(2, "usage: ./run -a run -S parsec|splash2x -p KERNEL -i test|simlarge|native -n THREADS");
+        usage();
     if (strcmp(action, "run"))
         die(2, "-a %s: the only action is run", action);
     if (strcmp(suite, "parsec") && strcmp(suite, "splash2x"))
