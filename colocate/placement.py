@@ -33,7 +33,7 @@ def place(service: int, jobs: Mapping[str, int], current: Assignment, topology: 
     Raises:
         ValueError: more is asked for than there is.
     """
-    if not 1 <= service or service + sum(jobs.values()) > len(topology.cores):
+    if service < 1 or service + sum(jobs.values()) > len(topology.cores):
         raise ValueError(f"{service} + {dict(jobs)} cores do not fit into {len(topology.cores)}")
     held = {job: current.jobs.get(job, frozenset()) & topology.cores for job in jobs}
     taken = frozenset().union(*(cores for job, cores in held.items() if jobs[job]))

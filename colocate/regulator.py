@@ -45,7 +45,7 @@ class Intervention:
     reason: str
 
 
-class Overrun(Exception):
+class OverrunError(Exception):
     """A decision took longer than its deadline."""
 
 
@@ -72,7 +72,7 @@ class Regulator:
     Args:
         policy: the policy.
         limits: the options.
-        deadline: the host's time limit: a context manager that raises `Overrun` in what it encloses.
+        deadline: the host's time limit: a context manager that raises `OverrunError` in what it encloses.
     """
 
     def __init__(self, policy: Policy, limits: Limits, deadline: Deadline) -> None:
@@ -119,7 +119,8 @@ class Regulator:
     def _strike(self, view: View, intervene: Callable[[str, str], None]) -> Plan:
         self.strikes += 1
         if self.strikes == self.limits.strikes and not isinstance(self.policy, Safe):
-            intervene("fallback", f"{type(self.policy).__name__} failed {self.strikes} times, the safe policy takes over")
+            failed = type(self.policy).__name__
+            intervene("fallback", f"{failed} failed {self.strikes} times, the safe policy takes over")
             self.policy = Safe()
         return safe_plan(view, self.limits.floor_cores)
 
@@ -133,7 +134,7 @@ class Regulator:
             return f"{wanted} cores wanted, there are {view.total_cores}"
         return "" if plan.service else "no core for memcached"
 
-    def _unshared(self, plan: Plan, view: View) -> tuple[Plan, str] | None:
+    def _unshared(self, plan: Plan, _: View) -> tuple[Plan, str] | None:
         """Sharing needs a host that can set idle priority where the two compete; none can yet."""
         if not plan.share:
             return None
@@ -183,12 +184,15 @@ def malformed(plan: object) -> str:
 
 
 def fitted(plan: Plan, view: View) -> Plan:
-    """The plan without jobs that have ended, its last jobs narrowed where memcached got more than was planned."""
+    """The plan with every job that has not ended, the last ones narrowed where memcached got more than was planned.
+
+    A job that the plan leaves out keeps what it has, as far as there is something left.
+    """
     left = view.total_cores - plan.service
+    wanted = {**plan.jobs, **{name: len(job.cores) for name, job in view.jobs.items() if name not in plan.jobs}}
     jobs: dict[str, int] = {}
-    for name, count in plan.jobs.items():
-        if view.jobs[name].state in ENDED:
-            continue
-        jobs[name] = min(count, left)
-        left -= jobs[name]
+    for name, count in wanted.items():
+        if view.jobs[name].state not in ENDED:
+            jobs[name] = min(count, left)
+            left -= jobs[name]
     return replace(plan, jobs=jobs)
