@@ -247,7 +247,7 @@ launch_engine() { # by hand; prints its pid
 wait_for_engine() { # PID or nothing
   until look_for_engine && [[ $engine != silent ]]; do
     if ((SECONDS >= engine_until)) || { [[ -n $1 ]] && ! alive "$1"; }; then return; fi
-    sleep 1
+    sleep 0.5
   done
 }
 
@@ -264,9 +264,9 @@ start_engine() { # and leave it running; sets `engine`
       wait_for_engine "$pid"
       if [[ $engine != silent ]] || alive "$pid"; then break; fi
     done
-    why=$(as_root grep -aE '^(failed|panic)' "$engine_log" | tail -n 1 | cut -c -300 || true)
   fi
   if [[ $engine != answers ]]; then
+    if [[ -n $pid ]]; then why=$(as_root grep -aE '^(failed|panic)' "$engine_log" | tail -n 1 | cut -c -300 || true); fi
     say "docker: no engine can run here (${why:-it does not answer}); going on without, jobs run as plain processes"
   fi
 }
