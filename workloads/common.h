@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #define MAX_THREADS 256
+#define SPIN_S 100e-6
 #define UNUSED __attribute__((unused))
 
 enum input { TEST, SIMLARGE, NATIVE, INPUTS };
@@ -147,11 +148,23 @@ static UNUSED int take(atomic_size_t *next, size_t total, size_t chunk, size_t *
 }
 
 static pthread_barrier_t barrier; /* for all threads of run_threads() */
+static UNUSED atomic_uint_least64_t arrivals; /* at it so far, of those that spin */
 
 /* Wait for the others; non-zero in exactly one thread, the one that does what is serial. */
 static UNUSED int meet(void)
 {
     return pthread_barrier_wait(&barrier) == PTHREAD_BARRIER_SERIAL_THREAD;
+}
+
+/* The same for barriers that are close to each other, in kernels that use no other: spin before sleeping. A sleeper is
+ * woken on the core of whoever wakes it, and threads that often sleep end up sharing one.
+ */
+static UNUSED int spin_and_meet(void)
+{
+    uint64_t all = (atomic_fetch_add(&arrivals, 1) / (uint64_t)threads + 1) * (uint64_t)threads;
+    for (double until_s = monotonic_s() + SPIN_S; atomic_load(&arrivals) < all && monotonic_s() < until_s;)
+        ;
+    return meet();
 }
 
 static UNUSED pthread_t start_thread(void *(*body)(void *), void *argument)

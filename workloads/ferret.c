@@ -3,13 +3,13 @@
  */
 #include "common.h"
 
-#define ENTRIES 32768 /* in the database */
+#define ENTRIES 65536 /* in the database */
 #define FEATURES 64
 #define SIDE 64 /* of an image, in pixels */
 #define BEST 10
 #define WAITING 16 /* how many queries a queue holds */
 
-static const int QUERIES[INPUTS] = {1600, 165000, 950000};
+static const int QUERIES[INPUTS] = {700, 80000, 440000};
 
 struct query {
     int number;

@@ -4,8 +4,8 @@
 #define PRIME 998244353u /* 119 * 2^23 + 1 */
 #define ROOT 3u          /* generates its multiplicative group */
 
-static const int LOG_POINTS[INPUTS] = {15, 20, 20};
-static const int ROUNDS[INPUTS] = {100, 210, 1200};
+static const int LOG_POINTS[INPUTS] = {18, 20, 20};
+static const int ROUNDS[INPUTS] = {10, 210, 1200};
 
 static size_t points;
 static uint32_t *values, *roots, *inverse_roots;
@@ -51,12 +51,12 @@ static void body(int id)
     share_of(points / 2, id, &first, &end);
     share_of(points, id, &start, &stop);
     for (int round = 0; round < ROUNDS[input]; round++) {
-        for (size_t half = points / 2; half; half /= 2, meet())
+        for (size_t half = points / 2; half; half /= 2, spin_and_meet())
             stage(half, roots, 1, first, end);
         for (size_t i = start; i < stop; i++)
             values[i] = times(times(values[i], values[i]), scale);
-        meet();
-        for (size_t half = 1; half < points; half *= 2, meet())
+        spin_and_meet();
+        for (size_t half = 1; half < points; half *= 2, spin_and_meet())
             stage(half, inverse_roots, 0, first, end);
     }
 }

@@ -9,24 +9,14 @@
 #define DIMENSIONS 128
 #define CANDIDATES 256 /* for each block of the stream */
 #define OPENING_COST (1 << 24)
-#define SPIN_S 100e-6
 
 static const int BLOCKS[INPUTS] = {1, 84, 480};
 
 static int16_t (*points)[DIMENSIONS];
 static int32_t *cost, *candidate_cost; /* squared distance to the centre of now, and to the candidate */
-static atomic_uint_least64_t arrivals; /* at all barriers so far */
 static int64_t gains[MAX_THREADS];
 static int opens;
 static uint64_t checksum;
-
-static int spin_and_meet(void)
-{
-    uint64_t all = (atomic_fetch_add(&arrivals, 1) / (uint64_t)threads + 1) * (uint64_t)threads;
-    for (double until_s = monotonic_s() + SPIN_S; atomic_load(&arrivals) < all && monotonic_s() < until_s;)
-        ;
-    return meet();
-}
 
 static int32_t squared_distance(const int16_t *a, const int16_t *b)
 {
