@@ -108,7 +108,7 @@ class JobLife:
         self._wish_s = now_s
         match move.kind:
             case MoveKind.CREATE:
-                self.asked_for = True
+                self.asked_for, self.created = True, False
                 self.threads = move.threads
             case MoveKind.START:
                 self.wish_cores = self.cores = move.cores

@@ -86,18 +86,23 @@ def run(
                 continue
             break
     finally:
-        problems = host.close(on_exit)
-        signal = interrupted()
-        controller.finish(f"{_FATE[on_exit]}: run {_ENDED.get(why, why)}", host.now(), stopped=on_exit == "stop")
-        controller.entries.extend(Entry("custom", "scheduler", comment=problem) for problem in problems)
-        if controller.counts:
-            told = " ".join(f"{topic}={count}" for topic, count in sorted(controller.counts.items()))
-            controller.entries.append(Entry("custom", "scheduler", comment=f"counted {told}"))
-        write(log, controller)
-        log.end()
+        problems = end(host, controller, log, on_exit, f"run {_ENDED.get(why, why)}")
         if metrics is not None:
             metrics.close()
-    return Ending(why, signal, tuple(problems))
+    return Ending(why, interrupted(), problems)
+
+
+def end(host: Host, controller: Controller, log: SchedulerLogger, on_exit: OnExit, why: str) -> tuple[str, ...]:
+    """Put everything back and close the log; what could not be put back, one line each."""
+    problems = host.close(on_exit)
+    controller.finish(f"{_FATE[on_exit]}: {why}", host.now(), stopped=on_exit == "stop")
+    controller.entries.extend(Entry("custom", "scheduler", comment=problem) for problem in problems)
+    if controller.counts:
+        told = " ".join(f"{topic}={count}" for topic, count in sorted(controller.counts.items()))
+        controller.entries.append(Entry("custom", "scheduler", comment=f"counted {told}"))
+    write(log, controller)
+    log.end()
+    return tuple(problems)
 
 
 _FATE = {"stop": "stopped", "leave": "left running", "pause": "left paused"}

@@ -31,14 +31,16 @@ from colocate.host.restore import restore
 from colocate.host.runtime import Progress, Runtime
 from colocate.host.state import Lock, Saved, StateFile, boot_id, default_directory, default_lock
 from colocate.host.statistics import Statistics
-from colocate.jobs import JobSpec, load_catalogue
+from colocate.jobs import load_catalogue
 from colocate.loop import Ending, run
 from colocate.metrics import MetricsWriter, metrics_path
 from colocate.move import OnExit
-from colocate.policy import Policy, load_policy
+from colocate.policy import load_policy
 from colocate.regulator import Limits
-from colocate.topology import Topology, read_topology
+from colocate.topology import read_topology
 from colocate.view import Slo
+
+_FIRST_S = 2.0  # memcached answers within that, or it is asked again by and by
 
 RuntimeName = Literal["docker", "process"]
 
@@ -132,60 +134,41 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
     try:
         state = StateFile(settings.state_dir or default_directory())
         if not settings.dry_run and (saved := state.read()) is not None:
-            for line in restore(saved):
+            done, failed = restore(saved)
+            for line in (*done, *failed):
                 sys.stderr.write(f"colocate: left by an earlier run: {line}\n")
             state.clear()
             affinity = ServiceAffinity(affinity.process)  # what was there before us, not what a killed run left
-        with _opened(settings, jobs, policy, topology, ip, affinity, state, progress) as opened:
-            yield opened
+        runtime = _runtime(settings, run_id := secrets.token_hex(4), doorbell := Doorbell())
+        runtime.prepare(jobs, progress)
+
+        def remember(of: ServiceAffinity) -> None:
+            processes = runtime.processes() if isinstance(runtime, ProcessRuntime) else {}
+            state.write(Saved(run_id, boot_id(), runtime.name, of.to_json(), processes))
+
+        statistics = Statistics(ip, settings.port)
+        statistics.first(_FIRST_S)
+        host = LiveHost(
+            Service(ip, settings.port, affinity, statistics, _latency_source(settings, ip)),
+            runtime,
+            {spec.name: spec for spec in jobs},
+            ResourceMonitor(topology.cores),
+            doorbell,
+            remember=None if settings.dry_run else remember,
+        )
+        try:
+            controller = Controller(
+                jobs, policy, topology, host.deadline, slo=settings.slo, limits=Limits(), retries=settings.retries
+            )
+            log = SchedulerLogger(settings.log_dir)
+            if not settings.dry_run:
+                remember(affinity)
+            yield Session(settings, host, controller, log, MetricsWriter(metrics_path(log.path)), doorbell)
+        finally:
+            if not host.close(settings.on_exit) and not settings.dry_run:
+                state.clear()
     finally:
         lock.release()
-
-
-@contextmanager
-def _opened(
-    settings: Settings,
-    jobs: tuple[JobSpec, ...],
-    policy: Policy,
-    topology: Topology,
-    ip: str,
-    affinity: ServiceAffinity,
-    state: StateFile,
-    progress: Progress,
-) -> Iterator[Session]:
-    run_id = secrets.token_hex(4)
-    doorbell = Doorbell()
-    runtime = _runtime(settings, run_id, doorbell)
-    runtime.prepare(jobs, progress)
-
-    def save(of: ServiceAffinity) -> None:
-        if not settings.dry_run:
-            state.write(Saved(run_id, boot_id(), runtime.name, of.to_json(), runtime.processes()))
-
-    statistics = Statistics(ip, settings.port)
-    latency = _latency_source(settings, ip)
-    try:
-        statistics.first(timeout_s=2.0)
-        service = Service(ip, settings.port, affinity, statistics, latency)
-        specs = {spec.name: spec for spec in jobs}
-        runtime.created = lambda: save(service.affinity)
-        save(affinity)
-        host = LiveHost(
-            service, runtime, specs, ResourceMonitor(topology.cores), doorbell, dry=settings.dry_run, moved=save
-        )
-        controller = Controller(
-            jobs, policy, topology, host.deadline, slo=settings.slo, limits=Limits(), retries=settings.retries
-        )
-        log = SchedulerLogger(settings.log_dir)
-        opened = Session(settings, host, controller, log, MetricsWriter(metrics_path(log.path)), doorbell)
-    except BaseException:
-        runtime.close("stop", 2.5)
-        raise
-    finally:
-        pass
-    yield opened
-    if not settings.dry_run:
-        state.clear()
 
 
 def _runtime(settings: Settings, run_id: str, doorbell: Doorbell) -> Runtime:

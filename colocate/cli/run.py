@@ -64,7 +64,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--slo", type=options.latency_ms, default=default.slo.latency_ms, metavar="TIME", help="the promise (0.8ms)")
     add("--percentile", type=options.percentile, default=default.slo.percentile, metavar="P", help="of it (95)")
     add("--duration", type=options.seconds, metavar="TIME", help="end after this long even if jobs are left")
-    add("--retries", type=options.count, default=default.retries, metavar="N", help="for a job that fails (%(default)s)")
+    add("--retries", type=options.count, default=default.retries, metavar="N", help="of a failed job (%(default)s)")
     add("--log-dir", type=Path, default=default.log_dir, metavar="DIR", help="where event logs go (%(default)s)")
     add("--latency-from", type=Path, metavar="FILE", help="tail mcperf's output instead of probing memcached")
     add("--probe-hz", type=float, metavar="N", help="requests a second of the latency probe")

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -18,7 +18,7 @@ from colocate.host.memcached import PinError, ServiceAffinity, ServiceProcess, f
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.runtime import Runtime
 from colocate.host.statistics import Statistics
-from colocate.jobs import JobSpec
+from colocate.jobs import JobEventKind, JobSpec
 from colocate.move import SERVICE, Move, MoveError, MoveKind, OnExit
 from colocate.regulator import OverrunError
 from colocate.view import Observation, ServiceSample
@@ -63,8 +63,9 @@ class LiveHost:
         jobs: what each job is, by name.
         monitor: reads the kernel's figures.
         doorbell: rung by the runtime when something happens to a job.
-        dry: look for real, but leave memcached's affinity alone (give it a runtime that only pretends, too).
-        moved: called when memcached was found anew, from a worker thread, with its new affinity.
+        remember: called on a worker thread with memcached's affinity as it was before us, whenever what has to be put
+            back has changed. None is a dry run: look for real, but leave memcached's affinity alone (with a runtime
+            that only pretends).
     """
 
     def __init__(
@@ -75,23 +76,23 @@ class LiveHost:
         monitor: ResourceMonitor,
         doorbell: Doorbell,
         *,
-        dry: bool = False,
-        moved: Callable[[ServiceAffinity], None] = lambda _: None,
+        remember: Callable[[ServiceAffinity], None] | None,
     ) -> None:
         self._service = service
         self._runtime = runtime
         self._jobs = jobs
         self._monitor = monitor
         self._doorbell = doorbell
-        self._dry = dry
-        self._moved = moved
+        self._remember = remember
         self._pretended: CoreSet = frozenset()
+        self._remembering: list[threading.Thread] = []
         self._searching: threading.Thread | None = None
         self._closed = threading.Event()
+        self.problems: list[str] = []
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
             signal.signal(signal.SIGALRM, _overrun)
-        with_priority()
+        _with_priority()
 
     def now(self) -> float:
         """Seconds of the monotonic clock."""
@@ -107,8 +108,12 @@ class LiveHost:
         cpu_cores, wait_us, wait_cores = self._monitor.service(service.affinity.process.pid)
         statistics = service.statistics.sample()
         masks = service.affinity.masks() if alive else frozenset()
-        if self._dry:
+        if self._remember is None:
             masks = frozenset({self._pretended}) if self._pretended else frozenset()
+        events = tuple(self._runtime.events())
+        if self._remember is not None and any(event.kind is JobEventKind.CREATED for event in events):
+            self._remembering.append(threading.Thread(target=self._remember, args=(service.affinity,), daemon=True))
+            self._remembering[-1].start()
         return Observation(
             time_s=now_s,
             cores=self._monitor.cores(),
@@ -126,7 +131,7 @@ class LiveHost:
                 connections=statistics.connections,
             ),
             jobs=self._runtime.look(),
-            events=tuple(self._runtime.events()),
+            events=events,
             memory_available_bytes=self._monitor.memory_available_bytes(),
             cpu_pressure=self._monitor.cpu_pressure(),
         )
@@ -175,10 +180,10 @@ class LiveHost:
     def close(self, on_exit: OnExit) -> list[str]:
         """Memcached gets its cores back first, then the jobs end; idempotent."""
         if self._closed.is_set():
-            return []
+            return self.problems
         self._closed.set()
-        problems: list[str] = []
-        if not self._dry:
+        problems = self.problems
+        if self._remember is not None:
             try:
                 self._service.affinity.restore()
             except PinError as error:
@@ -187,10 +192,12 @@ class LiveHost:
         self._service.statistics.stop()
         self._service.latency.stop()
         self._monitor.close()
+        for thread in (*self._remembering, *filter(None, [self._searching])):
+            thread.join(timeout=1.0)
         return problems
 
     def _pin(self, cores: CoreSet) -> None:
-        if self._dry:
+        if self._remember is None:
             self._pretended = cores
             return
         try:
@@ -210,17 +217,16 @@ class LiveHost:
         if found is None or self._closed.is_set():
             return
         affinity = ServiceAffinity(found)
-        self._moved(affinity)
+        if self._remember is not None:
+            self._remember(affinity)
         self._service.affinity = affinity
         self._doorbell.ring()
 
 
-def with_priority() -> None:
+def _with_priority() -> None:
     """Go before the batch jobs where that is permitted: a controller that waits for a core reacts late."""
-    try:
+    with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -15)
-    except PermissionError:
-        pass
 
 
 def _overrun(_signal: int, _frame: FrameType | None) -> None:

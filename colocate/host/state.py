@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -64,6 +65,7 @@ class StateFile:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "state.json"
+        self._lock = threading.Lock()
 
     def write(self, saved: Saved) -> None:
         """Replace the file.
@@ -72,18 +74,8 @@ class StateFile:
             UserError: the directory cannot be written.
         """
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            new = self.path.with_suffix(".new")
-            with new.open("w", encoding="utf-8") as file:
-                json.dump({"version": VERSION, **asdict(saved)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self.path)
-            directory = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            with self._lock:
+                self._replace(json.dumps({"version": VERSION, **asdict(saved)}))
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}", "give a writable --state-dir") from error
 
@@ -115,6 +107,20 @@ class StateFile:
     def clear(self) -> None:
         """Remove the file; nothing is left to put back."""
         self.path.unlink(missing_ok=True)
+
+    def _replace(self, text: str) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = self.path.with_suffix(".new")
+        with new.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def _set_aside(self, why: str) -> None:
         aside = self.path.with_suffix(".corrupt")

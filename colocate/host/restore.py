@@ -1,0 +1,52 @@
+"""Puts back what a run that was killed has left behind."""
+
+from __future__ import annotations
+
+from colocate.errors import UserError
+from colocate.host.engine import CALL_TIMEOUT_S, client_from_env, connect, leftover_runs, remove_leftovers
+from colocate.host.memcached import PinError, restore_from
+from colocate.host.processes import kill_leftovers
+from colocate.host.state import Saved
+
+
+def restore(saved: Saved) -> tuple[list[str], list[str]]:
+    """Give memcached its affinity back and remove the run's jobs.
+
+    Returns:
+        what was done, and what could not be done; one line each.
+    """
+    done: list[str] = []
+    failed: list[str] = []
+    try:
+        threads = restore_from(saved.service)
+        done.append(f"memcached's affinity restored on {threads} threads" if threads else "that memcached has ended")
+    except (PinError, ValueError) as error:
+        failed.append(str(error))
+    if saved.runtime == "process":
+        done += kill_leftovers(saved.run, saved.processes)
+    else:
+        more_done, more_failed = remove_containers(saved.run)
+        done += more_done
+        failed += more_failed
+    return done, failed
+
+
+def remove_containers(run: str | None) -> tuple[list[str], list[str]]:
+    """Remove the containers of one run, or of every run of ours.
+
+    Returns:
+        what was removed, and what could not be; one line each.
+    """
+    try:
+        client = connect(client_from_env, CALL_TIMEOUT_S)
+    except UserError as error:
+        return [], [f"containers are not looked for: {error}"]
+    try:
+        found = {name for id_, names in leftover_runs(client).items() if run in {None, id_} for name in names}
+        failed = remove_leftovers(client, run) if found else []
+    except UserError as error:
+        return [], [str(error)]
+    finally:
+        client.close()
+    kept = {line.partition(":")[0] for line in failed}
+    return [f"container {name} removed" for name in sorted(found - kept)], failed
