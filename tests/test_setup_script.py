@@ -81,6 +81,8 @@ with (state / "calls").open("a") as calls:
     calls.write("dockerd\\n")
 if (state / "dockerd-fails").exists():
     sys.exit("failed to start daemon: Devices cgroup isn't mounted")
+if (run / "docker.pid").exists():
+    sys.exit("failed to start daemon: pid file found")
 for path in (run / "docker.pid", state / "engine.pid"):
     path.write_text(str(os.getpid()))
 with socket.socket(socket.AF_UNIX) as link:
