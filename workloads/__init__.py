@@ -6,6 +6,7 @@ the image's name. This package knows nothing of colocate.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import docker
 import docker.errors
+from docker.models.images import Image
 
 SOURCES = Path(__file__).resolve().parent
 IMAGE = "colocate/workloads"
@@ -84,30 +86,37 @@ def image_is_current(client: docker.DockerClient) -> bool:
     Raises:
         docker.errors.DockerException: the engine cannot be reached or refuses.
     """
-    return _current_image(client) is not None
+    image = _image(client)
+    return image is not None and _is_current(image)
 
 
 def build_image(client: docker.DockerClient) -> str:
-    """Make the image unless it is current; returns its id.
+    """Make the image unless it is current; returns its id. An older one goes, unless a container still uses it.
 
     Raises:
         BuildError: as `binaries()`.
         docker.errors.DockerException: the engine cannot be reached or refuses.
     """
-    current = _current_image(client)
-    if current is not None:
-        return current
+    old = _image(client)
+    if old is not None and _is_current(old):
+        return str(old.id)
     changes = ["WORKDIR /parsec", f"LABEL {LABEL}={_digest(_image_sources())}"]
     client.api.import_image_from_data(image_archive(), repository=IMAGE, tag="latest", changes=changes)
+    if old is not None:
+        with contextlib.suppress(docker.errors.APIError):  # in use, or gone already
+            client.images.remove(str(old.id))
     return str(client.images.get(IMAGE).id)
 
 
-def _current_image(client: docker.DockerClient) -> str | None:
+def _image(client: docker.DockerClient) -> Image | None:
     try:
-        image = client.images.get(IMAGE)
+        return client.images.get(IMAGE)
     except docker.errors.ImageNotFound:
         return None
-    return str(image.id) if image.labels.get(LABEL) == _digest(_image_sources()) else None
+
+
+def _is_current(image: Image) -> bool:
+    return bool(image.labels.get(LABEL) == _digest(_image_sources()))
 
 
 def _sources() -> list[Path]:

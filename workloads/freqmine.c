@@ -10,7 +10,7 @@
 #define TABLE_BITS 18 /* holds every pair of items */
 
 static const int TRANSACTIONS[INPUTS] = {12000, 200000, 200000};
-static const int LEVELS[INPUTS] = {12, 36, 210}; /* how many times all is mined, each time with a higher threshold */
+static const int LEVELS[INPUTS] = {12, 32, 180}; /* how many times all is mined, each time with a higher threshold */
 
 struct node {
     uint32_t item, count, parent, next_of_item;
