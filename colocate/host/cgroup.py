@@ -1,0 +1,268 @@
+"""The files of a job's control groups, version 1, version 2 or both side by side: cpuset, freezer, weight, usage.
+
+Where they lie is always read from `/proc/PID/cgroup` and `/proc/self/mountinfo`, never guessed. See cgroups(7),
+cpuset(7) and, in the kernel's documentation, admin-guide/cgroup-v1/{cpusets,freezer-subsystem,cpuacct}.rst and
+admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from colocate.cores import CoreSet, format_ranges, parse_ranges
+from colocate.host.procfs import KeptFile
+
+FREEZE_WAIT_S = 0.002  # freezing takes about 0.2 ms; more than this a caller who must not block does not wait
+_POLL_S = 0.00005
+_V1_LOWEST_SHARES, _V2_LOWEST_WEIGHT = "2", "1"
+
+
+def directory(pid: int | str, controller: str, root: Path = Path("/")) -> Path | None:
+    """The cgroup directory that holds a process as far as `controller` goes (`cpuset`, `freezer`, `cpuacct`, `cpu`).
+
+    A controller that is mounted as version 1 is found there, every other in the version 2 tree. None where the
+    process is gone, or its group lies outside of what is mounted here (as from within another container).
+    """
+    try:
+        memberships = (root / "proc" / str(pid) / "cgroup").read_text()
+        mounts = (root / "proc/self/mountinfo").read_text()
+    except OSError:
+        return None
+    unified = path = None
+    for line in memberships.splitlines():
+        number, names, group = line.split(":", 2)
+        if controller in names.split(","):
+            path = group
+        elif number == "0" and not names:
+            unified = group
+    kind = "cgroup2" if path is None else "cgroup"
+    path = unified if path is None else path
+    if path is None or path.endswith(" (deleted)") or ".." in path.split("/"):
+        return None
+    for line in mounts.splitlines():
+        # 32 31 0:29 /top /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu   (proc_pid_mountinfo(5))
+        fields, _, source = line.partition(" - ")
+        fstype, _, options = source.split(" ", 2)
+        if fstype != kind or (kind == "cgroup" and controller not in options.split(",")):
+            continue
+        top, point = (_unescape(field) for field in fields.split(" ")[3:5])
+        if top == "/" or path == top or path.startswith(f"{top}/"):
+            return root / point.lstrip("/") / path.removeprefix(top).lstrip("/")
+    return None
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+class JobCgroup:
+    """The control groups of one job; every directory may be None where there is none.
+
+    Files are opened once and read again by pread(2). A group that is gone (ENOENT, ENODEV) and one that we may not
+    use are normal answers: reads then say None and writes say False. Not thread-safe: `close` must not run beside
+    another call.
+    """
+
+    __slots__ = (
+        "_cores", "_files", "_raw_cores", "_v1_freezer", "_v1_usage", "cpuset", "freezer", "usage", "weight",
+    )  # fmt: skip
+
+    def __init__(
+        self, cpuset: Path | None = None, freezer: Path | None = None, usage: Path | None = None,
+        weight: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.cpuset, self.freezer, self.usage, self.weight = cpuset, freezer, usage, weight
+        self._v1_freezer = freezer is not None and (freezer / "freezer.state").exists()
+        self._v1_usage = usage is not None and (usage / "cpuacct.usage").exists()
+        self._files: dict[str, KeptFile] = {}
+        self._raw_cores = b""
+        self._cores: CoreSet | None = None
+
+    @classmethod
+    def of(cls, pid: int, root: Path = Path("/")) -> JobCgroup:
+        """The groups that a process is in."""
+        return cls(*(directory(pid, controller, root) for controller in ("cpuset", "freezer", "cpuacct", "cpu")))
+
+    def close(self) -> None:
+        """Close the files; the object may be used again and then opens them anew."""
+        for file in self._files.values():
+            file.close()
+
+    def directories(self) -> list[Path]:
+        """Every directory once."""
+        return list(dict.fromkeys(path for path in (self.cpuset, self.freezer, self.usage, self.weight) if path))
+
+    def writable(self) -> bool:
+        """Whether both the cores and the freezer can be set by writing files."""
+        freezer = "freezer.state" if self._v1_freezer else "cgroup.freeze"
+        return all(
+            where is not None and os.access(where / name, os.W_OK)
+            for where, name in ((self.cpuset, "cpuset.cpus"), (self.freezer, freezer))
+        )
+
+    def cores(self) -> CoreSet | None:
+        """The cores that are in effect."""
+        raw = self._read(self.cpuset, "cpuset.cpus.effective")
+        if raw is None:
+            raw = self._read(self.cpuset, "cpuset.effective_cpus")
+        if raw is None:
+            return None
+        if raw != self._raw_cores:
+            self._cores, self._raw_cores = parse_ranges(raw.decode()), raw
+        return self._cores
+
+    def set_cores(self, cores: CoreSet) -> bool:
+        """Write the cores and read them back; True when they are in effect."""
+        return self._write(self.cpuset, "cpuset.cpus", format_ranges(cores)) and self.cores() == cores
+
+    def frozen(self) -> bool | None:
+        """Whether every process is frozen (a freeze under way is not yet one)."""
+        if self._v1_freezer:
+            state = self._read(self.freezer, "freezer.state")
+            return None if state is None else state.startswith(b"FROZEN")
+        events = self._read(self.freezer, "cgroup.events")
+        return None if events is None else b"frozen 1" in events
+
+    def freeze(self, wait_s: float = FREEZE_WAIT_S) -> bool:
+        """Freeze every process; True once it has been seen to be so, False if not within `wait_s`."""
+        return self._set_frozen(wanted=True, wait_s=wait_s)
+
+    def thaw(self, wait_s: float = FREEZE_WAIT_S) -> bool:
+        """Let every process run on; True once it has been seen to be so."""
+        return self._set_frozen(wanted=False, wait_s=wait_s)
+
+    def cpu_s(self) -> float | None:
+        """CPU seconds used by the group since it was made."""
+        if self._v1_usage:
+            raw = self._read(self.usage, "cpuacct.usage")
+            return None if raw is None else int(raw) / 1e9
+        raw = self._read(self.usage, "cpu.stat")
+        match = None if raw is None else re.search(rb"usage_usec (\d+)", raw)
+        return None if match is None else int(match[1]) / 1e6
+
+    def pids(self) -> list[int]:
+        """The processes in the group."""
+        raw = None
+        for where in self.directories():
+            with contextlib.suppress(OSError):  # read whole: the list may be longer than one pread
+                raw = (where / "cgroup.procs").read_text()
+                break
+        return [int(pid) for pid in raw.split()] if raw else []
+
+    def add(self, pid: int) -> None:
+        """Move a process into every one of the groups.
+
+        Raises:
+            OSError: one of them refuses.
+        """
+        for where in self.directories():
+            (where / "cgroup.procs").write_text(str(pid))
+
+    def lowest_weight(self) -> bool:
+        """Let everything else on the machine go first; False where weights are not ours to set."""
+        return self._write(self.weight, "cpu.shares", _V1_LOWEST_SHARES) or self._write(
+            self.weight, "cpu.weight", _V2_LOWEST_WEIGHT
+        )
+
+    def remove(self) -> bool:
+        """Remove the directories, and those above that `make` made once they are empty; True when all are gone."""
+        self.close()
+        gone = True
+        for where in self.directories():
+            try:
+                where.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError:  # a process is still on its way out
+                gone = False
+                continue
+            with contextlib.suppress(OSError):  # other jobs, or another run, are still there
+                where.parent.rmdir()
+                where.parent.parent.rmdir()
+        return gone
+
+    def _set_frozen(self, *, wanted: bool, wait_s: float) -> bool:
+        if self._v1_freezer:
+            written = self._write(self.freezer, "freezer.state", "FROZEN" if wanted else "THAWED")
+        else:
+            written = self._write(self.freezer, "cgroup.freeze", "1" if wanted else "0")
+        if not written:
+            return False
+        deadline_s = time.monotonic() + wait_s
+        while self.frozen() is not wanted:
+            if time.monotonic() >= deadline_s:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def _read(self, where: Path | None, name: str) -> bytes | None:
+        if where is None:
+            return None
+        file = self._files.get(name)
+        if file is None:
+            file = self._files[name] = KeptFile(where / name)
+        return file.read() or None
+
+    def _write(self, where: Path | None, name: str, text: str) -> bool:
+        if where is None:
+            return False
+        try:
+            fd = os.open(where / name, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+            try:
+                os.write(fd, text.encode())
+            finally:
+                os.close(fd)
+        except OSError:
+            return False
+        return True
+
+
+def make(name: str, root: Path = Path("/")) -> JobCgroup:
+    """Make groups of our own for one job below those that this process is in; `name` is `colocate/RUN/JOB`.
+
+    Under version 1 there is one in each of cpuset, freezer, cpuacct and cpu. Under version 2 there is one, which can
+    always be frozen and measured; it has a cpuset and a weight only where our own group already hands those
+    controllers to its children. They are never enabled there: doing so resets the affinity of every process around
+    us (systemd issue 23748). What cannot be made is None.
+    """
+    places = [_make_one(controller, name, root) for controller in ("cpuset", "freezer", "cpuacct", "cpu")]
+    return JobCgroup(*places)
+
+
+def _make_one(controller: str, name: str, root: Path) -> Path | None:
+    base = directory("self", controller, root)
+    if base is None:
+        return None
+    version2 = (base / "cgroup.controllers").exists()
+    handed_down = version2 and controller in ("cpuset", "cpu")
+    try:
+        if handed_down and controller not in (base / "cgroup.subtree_control").read_text().split():
+            return None
+        *above, last = _levels(base, name)
+        for level in above:
+            _make_level(level, controller, version2=version2)
+            if handed_down:
+                (level / "cgroup.subtree_control").write_text(f"+{controller}")
+        _make_level(last, controller, version2=version2)
+    except OSError:
+        return None
+    return last
+
+
+def _levels(base: Path, name: str) -> Iterator[Path]:
+    for part in name.split("/"):
+        base = base / part
+        yield base
+
+
+def _make_level(level: Path, controller: str, *, version2: bool) -> None:
+    level.mkdir(exist_ok=True)
+    if controller == "cpuset" and not version2:
+        for what in ("cpuset.mems", "cpuset.cpus"):  # both are empty at first, and then no process may enter
+            if not (level / what).read_text().strip():
+                (level / what).write_text((level.parent / what).read_text())

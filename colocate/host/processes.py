@@ -1,0 +1,434 @@
+"""Jobs as plain processes, where there is no Docker: each in a session and, where we may make them, cgroups of its own.
+
+Without cgroups a job's cores are the affinity of its whole process tree, and it is paused by SIGSTOP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import colocate_workloads
+
+from colocate.cores import CoreSet
+from colocate.errors import UserError
+from colocate.host import proctree
+from colocate.host.cgroup import FREEZE_WAIT_S, JobCgroup, directory, make
+from colocate.host.procfs import start_ticks
+from colocate.host.runtime import Progress
+from colocate.host.watcher import Watcher
+from colocate.jobs import JobEvent, JobEventKind, JobSpec
+from colocate.move import OnExit
+from colocate.view import JobSample
+
+GRACE_S = 1.0  # from SIGTERM to SIGKILL
+_FREEZE_S = 1.0  # what is not frozen by then has failed to be
+_KILL_S = 2.0  # killed processes are gone within milliseconds, unless the kernel holds on to them
+
+# Constant; the job's words come as arguments. It waits where its cores can be set before its first instruction, and
+# when we die it reads the end of the pipe and ends: nothing that has not started outlives us.
+_GATE = 'read -r _ || exit 0; exec "$@" </dev/null'
+
+
+@dataclass(slots=True)
+class _Job:
+    """One job; `process` is None where none is there (any more)."""
+
+    spec: JobSpec
+    threads: int
+    cores: CoreSet
+    group: JobCgroup
+    process: subprocess.Popen[bytes] | None = None
+    gate: int | None = None  # write end of the pipe that it waits for; None once it has been let go
+    pidfd: int | None = None
+    starting: bool = False
+    paused: bool = False
+    stopping: bool = False
+    cpu_before_s: float = 0.0  # used by earlier tries
+    owed: set[JobEventKind] = field(default_factory=set)
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.gate is None
+
+
+class ProcessRuntime:
+    """A `Runtime` on plain processes; their output is thrown away, so that a chatty job cannot fill the disk.
+
+    Args:
+        run_id: stands in the cgroups' names.
+        notify: called from any thread whenever an event was queued; must not block, must not call back.
+        workdir: where jobs run that name no directory; None is where the built kernels lie.
+        cgroups: whether to make cgroups where we may; False does without everywhere.
+        root: where /proc and the cgroup mounts lie.
+    """
+
+    name = "process"
+
+    def __init__(
+        self, run_id: str, notify: Callable[[], None], *, workdir: Path | None = None, cgroups: bool = True,
+        root: Path = Path("/"),
+    ) -> None:  # fmt: skip
+        self._run_id = run_id
+        self._notify = notify
+        self._workdir = workdir
+        self._cgroups = cgroups
+        self._root = root
+        self._jobs: dict[str, _Job] = {}
+        self._events: deque[JobEvent] = deque()
+        self._lock = threading.RLock()
+        self._watcher = Watcher("colocate-processes")
+        self._closed = False
+
+    def prepare(self, jobs: Sequence[JobSpec], progress: Progress) -> None:
+        """See `Runtime.prepare`: builds the kernels if a job needs them.
+
+        Raises:
+            UserError: they cannot be built.
+        """
+        if self._workdir is None and any(job.directory is None for job in jobs):
+            progress("kernels", 0.0)
+            try:
+                self._workdir = colocate_workloads.binaries()
+            except colocate_workloads.BuildError as error:
+                raise UserError(str(error)) from error
+            progress("kernels", 1.0)
+
+    def create(self, job: JobSpec, threads: int, cores: CoreSet) -> None:
+        """See `Runtime.create`."""
+        with self._lock:
+            old = self._jobs.get(job.name)
+            if old is None or old.process is None:
+                group = old.group if old else self._make_group(job.name)
+                self._jobs[job.name] = made = _Job(job, threads, cores, group)
+                self._watcher.soon(lambda: self._create(made))
+
+    def start(self, job: str, cores: CoreSet) -> None:
+        """See `Runtime.start`."""
+        one = self._jobs[job]
+        with self._lock:
+            if not one.running and not one.starting:
+                one.cores, one.paused, one.starting, one.stopping = cores, False, True, False
+                self._watcher.soon(lambda: self._start(one))
+
+    def resize(self, job: str, cores: CoreSet) -> bool:
+        """See `Runtime.resize`."""
+        one = self._jobs[job]
+        with self._lock:
+            if one.starting:
+                one.cores = cores
+                one.owed.add(JobEventKind.RESIZED)
+            if not one.running:
+                return False
+            before, one.cores = one.cores, cores
+            why = self._set_cores(one)
+            if why:
+                one.cores = before
+                self._emit(one, JobEventKind.FAILED, detail=why)
+            return not why
+
+    def pause(self, job: str) -> bool:
+        """See `Runtime.pause`."""
+        return self._wish_paused(self._jobs[job], wanted=True)
+
+    def resume(self, job: str) -> bool:
+        """See `Runtime.resume`."""
+        return self._wish_paused(self._jobs[job], wanted=False)
+
+    def stop(self, job: str) -> None:
+        """See `Runtime.stop`."""
+        one = self._jobs[job]
+        with self._lock:
+            one.stopping = True
+            if one.running:
+                self._terminate(one)
+            elif not one.starting:
+                self._watcher.soon(lambda: self._kill(one, one.process))  # behind its creation
+
+    def look(self) -> Mapping[str, JobSample]:
+        """See `Runtime.look`."""
+        with self._lock:
+            return {
+                name: self._sample(one, one.process.pid)
+                for name, one in self._jobs.items()
+                if one.process is not None and one.running
+            }
+
+    def events(self) -> list[JobEvent]:
+        """See `Runtime.events`."""
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    def processes(self) -> dict[str, tuple[int, int]]:
+        """Pid and start time (clock ticks after boot) of each job that has a process, for `kill_leftovers`."""
+        with self._lock:
+            found = {name: one.process.pid for name, one in self._jobs.items() if one.process is not None}
+        times = {name: start_ticks(pid, self._root) for name, pid in found.items()}
+        return {name: (found[name], ticks) for name, ticks in times.items() if ticks is not None}
+
+    def close(self, on_exit: OnExit, deadline_s: float) -> list[str]:
+        """See `Runtime.close`."""
+        if self._closed:
+            return []
+        end_s = time.monotonic() + deadline_s
+        self._closed = True
+        self._watcher.close()
+        problems = []
+        with self._lock:
+            for one in self._jobs.values():
+                process, kept = one.process, one.running and on_exit != "stop"
+                if process is not None and kept and process.poll() is None:
+                    one.paused = on_exit == "pause"
+                    if not self._set_frozen(one, max(0.1, end_s - time.monotonic())):
+                        problems.append(f"{one.spec.name}: could not be {'paused' if one.paused else 'resumed'}")
+                    one.group.close()
+                    continue
+                if process is not None:
+                    self._kill_tree(one, process.pid)
+                    try:
+                        process.wait(max(0.1, end_s - time.monotonic()))
+                    except subprocess.TimeoutExpired:
+                        problems.append(f"{one.spec.name}: pid {process.pid} has been killed and is still there")
+                self._shut_gate(one)
+                proctree.wait_until(one.group.remove, max(0.1, end_s - time.monotonic()))
+        return problems
+
+    def _make_group(self, job: str) -> JobCgroup:
+        return make(f"colocate/{self._run_id}/{job}", self._root) if self._cgroups else JobCgroup()
+
+    def _create(self, one: _Job) -> None:
+        with self._lock:
+            why = "" if self._closed else self._spawn(one)
+            self._emit(one, JobEventKind.FAILED if why else JobEventKind.CREATED, detail=why, cores=one.cores)
+
+    def _start(self, one: _Job) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            cores = one.cores
+            why = self._spawn(one) if one.process is None else ""
+            why = why or self._set_cores(one)
+            if not why and one.paused and one.group.freezer is not None:
+                one.group.freeze()  # before it is let go
+            if not why and one.gate is not None:
+                try:
+                    os.write(one.gate, b"\n")
+                except OSError as error:
+                    why = f"ended before its start: {error.strerror}"
+            one.starting = False
+            owed, one.owed = one.owed, set()
+            if why:
+                self._emit(one, JobEventKind.FAILED, detail=why)
+                return
+            self._shut_gate(one)
+            self._emit(one, JobEventKind.STARTED, cores=cores)
+            if JobEventKind.RESIZED in owed:
+                self._emit(one, JobEventKind.RESIZED, cores=one.cores)
+            if owed & {JobEventKind.PAUSED, JobEventKind.RESUMED}:
+                one.owed.add(JobEventKind.PAUSED if one.paused else JobEventKind.RESUMED)
+                self._confirm(one, one.process, time.monotonic() + _FREEZE_S)
+            if one.stopping:
+                self._terminate(one)
+
+    def _spawn(self, one: _Job) -> str:
+        """Start the process that waits to become the job; says what went wrong."""
+        where = one.spec.directory or self._workdir or Path.cwd()
+        argv = one.spec.argv(one.threads)
+        program = str(where / argv[0]) if "/" in argv[0] else argv[0]
+        if shutil.which(program) is None:
+            return f"{argv[0]}: no such program in {where}"
+        read_end, gate = os.pipe()
+        try:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", _GATE, "sh", *argv], stdin=read_end, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, cwd=where, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            os.close(gate)
+            return f"{where}: {error.strerror}"
+        finally:
+            os.close(read_end)
+        one.process, one.gate = process, gate
+        one.pidfd = os.pidfd_open(process.pid)
+        self._watcher.watch(one.pidfd, lambda: self._ended(one, process))
+        _give_way(process.pid, self._root)
+        one.group.thaw()
+        try:
+            one.group.add(process.pid)
+        except OSError:  # another cgroup manager forbids it: do without
+            one.group.remove()
+            one.group = JobCgroup()
+        one.group.lowest_weight()
+        one.cpu_before_s = one.group.cpu_s() or 0.0
+        return self._set_cores(one)
+
+    def _set_cores(self, one: _Job) -> str:
+        """Move the whole tree to its cores; says what went wrong."""
+        if one.group.cpuset is not None:
+            return "" if one.group.set_cores(one.cores) else f"{one.group.cpuset} refuses cores {sorted(one.cores)}"
+        try:
+            moved = proctree.set_affinity(lambda: self._members(one), one.cores, self._root)
+        except OSError as error:
+            return f"cores {sorted(one.cores)}: {error.strerror}"
+        return "" if moved else "its processes multiply faster than they can be moved"
+
+    def _wish_paused(self, one: _Job, *, wanted: bool) -> bool:
+        kind = JobEventKind.PAUSED if wanted else JobEventKind.RESUMED
+        with self._lock:
+            if one.stopping or not (one.running or one.starting):
+                return False
+            one.paused = wanted
+            one.owed -= {JobEventKind.PAUSED, JobEventKind.RESUMED}
+            if one.running and self._set_frozen(one):
+                return True
+            one.owed.add(kind)
+            if one.running:
+                process, deadline_s = one.process, time.monotonic() + _FREEZE_S
+                self._watcher.later(FREEZE_WAIT_S, lambda: self._confirm(one, process, deadline_s))
+            return False
+
+    def _set_frozen(self, one: _Job, wait_s: float = FREEZE_WAIT_S) -> bool:
+        if one.group.freezer is not None:
+            return one.group.freeze(wait_s) if one.paused else one.group.thaw(wait_s)
+        if self._frozen(one) is not one.paused:
+            proctree.signal_all(lambda: self._members(one), signal.SIGSTOP if one.paused else signal.SIGCONT)
+        return proctree.wait_until(lambda: self._frozen(one) is one.paused, wait_s)
+
+    def _frozen(self, one: _Job) -> bool | None:
+        if one.group.freezer is not None:
+            return one.group.frozen()
+        return proctree.stopped(lambda: self._members(one), self._root)
+
+    def _confirm(self, one: _Job, process: subprocess.Popen[bytes] | None, deadline_s: float) -> None:
+        """Say that it is paused or resumed once it is."""
+        with self._lock:
+            kind = JobEventKind.PAUSED if one.paused else JobEventKind.RESUMED
+            if one.process is not process or kind not in one.owed:
+                return
+            if self._set_frozen(one):
+                one.owed.discard(kind)
+                self._emit(one, kind, cores=one.cores)
+            elif time.monotonic() > deadline_s:
+                one.owed.discard(kind)
+                one.paused = bool(self._frozen(one))
+                self._emit(one, JobEventKind.FAILED, detail=f"not {kind} within {_FREEZE_S:g} s")
+            else:
+                self._watcher.later(0.005, lambda: self._confirm(one, process, deadline_s))
+
+    def _members(self, one: _Job) -> list[int]:
+        if one.group.directories():
+            return one.group.pids()
+        return proctree.session_members(one.process.pid, self._root) if one.process else []
+
+    def _sample(self, one: _Job, pid: int) -> JobSample:
+        group = one.group
+        cores = group.cores() if group.cpuset is not None else proctree.affinity(pid, self._root)
+        paused = group.frozen() if group.freezer is not None else proctree.stopped(lambda: [pid], self._root)
+        used_s = group.cpu_s() if group.usage is not None else proctree.cpu_s(pid, self._root)
+        return JobSample(cores, paused, None if used_s is None else used_s - one.cpu_before_s)
+
+    def _terminate(self, one: _Job) -> None:
+        one.owed.clear()
+        one.paused = False
+        process = one.process
+        proctree.signal_all(lambda: self._members(one), signal.SIGTERM)
+        self._set_frozen(one)
+        self._watcher.later(GRACE_S, lambda: self._kill(one, process))
+
+    def _kill(self, one: _Job, process: subprocess.Popen[bytes] | None) -> None:
+        with self._lock:
+            if process is not None and one.process is process:
+                self._kill_tree(one, process.pid)
+
+    def _kill_tree(self, one: _Job, pid: int) -> None:
+        _kill_all(lambda: self._members(one), one.group, pid, 0.0)
+
+    def _ended(self, one: _Job, process: subprocess.Popen[bytes]) -> None:
+        """Its first process has ended: whatever that left behind goes with it, as in a container."""
+        with self._lock:
+            if one.process is not process:
+                return
+            started = one.running
+            _kill_all(lambda: self._members(one), one.group, process.pid, 0.2)
+            code = process.wait()
+            one.process, one.paused, one.stopping = None, False, False
+            one.owed.clear()
+            self._shut_gate(one)
+            if one.pidfd is not None:
+                self._watcher.forget(one.pidfd)
+                one.pidfd = None
+            if started:
+                self._emit(one, JobEventKind.EXITED, code=code if code >= 0 else 128 - code)
+            elif not one.starting:
+                self._emit(one, JobEventKind.GONE, detail="ended before it was started")
+
+    def _shut_gate(self, one: _Job) -> None:
+        if one.gate is not None:
+            os.close(one.gate)
+            one.gate = None
+
+    def _emit(
+        self, one: _Job, kind: JobEventKind, *, code: int | None = None, detail: str = "", cores: CoreSet = frozenset()
+    ) -> None:
+        self._events.append(JobEvent(one.spec.name, kind, time.monotonic(), code, detail, cores))
+        self._notify()
+
+
+def _give_way(pid: int, root: Path) -> None:
+    """Let everything else go first. Sessions are weighed against one another (sched(7), autogroups), so the process's
+    own niceness would only count within its session; and no affinity of ours may narrow what its cpuset will allow.
+    """  # noqa: D205 -- the summary needs two lines
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
+    with contextlib.suppress(OSError):
+        (root / "proc" / str(pid) / "autogroup").write_text("19")
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(pid, range(os.cpu_count() or 1))
+
+
+def _kill_all(members: proctree.Members, group: JobCgroup, pid: int, wait_s: float) -> bool:
+    """Kill every process, frozen or not, and wait for the end of all but `pid`, which its parent has yet to reap."""
+
+    def sweep() -> bool:
+        proctree.signal_all(members, signal.SIGKILL)
+        group.thaw()
+        return not set(members()) - {pid}
+
+    return proctree.wait_until(sweep, wait_s)
+
+
+def kill_leftovers(run_id: str, processes: Mapping[str, tuple[int, int]], root: Path = Path("/")) -> list[str]:
+    """Kill the jobs that an earlier run has left behind: the processes in its cgroups, and those known by pid and
+    start time, with their sessions; then remove the cgroups.
+
+    Returns:
+        what was killed, one line each.
+    """  # noqa: D205 -- the summary needs two lines
+    killed = []
+    for job, (pid, ticks) in processes.items():
+        if start_ticks(pid, root) != ticks:  # another process has the number by now
+            continue
+        group = _own_group(pid, run_id, job, root)
+
+        def members(pid: int = pid, group: JobCgroup = group) -> list[int]:
+            return sorted({*group.pids(), *proctree.session_members(pid, root)})
+
+        proctree.signal_all(members, signal.SIGCONT)
+        gone = _kill_all(members, group, 0, _KILL_S)
+        proctree.wait_until(group.remove, _KILL_S)
+        killed.append(f"{job}: pid {pid} {'killed' if gone else 'does not end'}")
+    return killed
+
+
+def _own_group(pid: int, run_id: str, job: str, root: Path) -> JobCgroup:
+    """The groups that we made for a job, and none of those that it merely stands in."""
+    found = (directory(pid, controller, root) for controller in ("cpuset", "freezer", "cpuacct", "cpu"))
+    return JobCgroup(*(path if path and path.parts[-3:] == ("colocate", run_id, job) else None for path in found))

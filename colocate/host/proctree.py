@@ -1,0 +1,105 @@
+"""A job's processes as a whole, where there is no cgroup to hold them together: found by session, moved, stopped.
+
+A job leads a session of its own (setsid(2)); what it forks stays in it unless it makes a session of its own in turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from colocate.cores import CoreSet
+from colocate.host.procfs import threads
+
+Members = Callable[[], list[int]]
+
+_ROUNDS = 50  # a tree that still grows after this many sweeps is a fork bomb
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def session_members(session: int, root: Path = Path("/")) -> list[int]:
+    """The live processes of a session (zombies left out)."""
+    found = []
+    for entry in os.scandir(root / "proc"):
+        if entry.name.isdigit():
+            words = _stat(int(entry.name), root)
+            if len(words) > 3 and words[3] == str(session) and words[0] not in "ZXx":
+                found.append(int(entry.name))
+    return found
+
+
+def set_affinity(members: Members, cores: CoreSet, root: Path = Path("/")) -> bool:
+    """Move every thread of every process; again until none is new, because a thread moved hands it on to its children.
+
+    Returns:
+        False where the tree never came to rest.
+
+    Raises:
+        OSError: a core is absent, or we may not.
+    """
+    done: set[int] = set()
+    for _ in range(_ROUNDS):
+        new = {thread for pid in members() for thread in threads(pid, root)} - done
+        if not new:
+            return True
+        for thread in new:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, cores)
+        done |= new
+    return False
+
+
+def affinity(pid: int, root: Path = Path("/")) -> CoreSet | None:
+    """The cores that any thread of a process may run on; None if it is not there."""
+    cores: set[int] = set()
+    for thread in threads(pid, root):
+        with contextlib.suppress(OSError):
+            cores |= os.sched_getaffinity(thread)
+    return frozenset(cores) or None
+
+
+def signal_all(members: Members, number: int) -> None:
+    """Signal every process once, also those that are forked meanwhile."""
+    done: set[int] = set()
+    for _ in range(_ROUNDS):
+        new = set(members()) - done
+        if not new:
+            return
+        for pid in new:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        done |= new
+
+
+def wait_until(condition: Callable[[], bool], wait_s: float, pause_s: float = 0.0002) -> bool:
+    """Ask until it is so, or no longer than `wait_s`; says whether it is."""
+    deadline_s = time.monotonic() + wait_s
+    while not condition():
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(pause_s)
+    return True
+
+
+def stopped(members: Members, root: Path = Path("/")) -> bool | None:
+    """Whether every process is stopped by a signal; None if there is none."""
+    states = [words[0] for pid in members() if (words := _stat(pid, root))]
+    return all(state in "TtZX" for state in states) if states else None
+
+
+def cpu_s(pid: int, root: Path = Path("/")) -> float | None:
+    """CPU seconds of a process, its threads, and those of its children that it has waited for."""
+    words = _stat(pid, root)
+    return sum(int(word) for word in words[11:15]) / _TICKS if len(words) > 14 else None
+
+
+def _stat(pid: int, root: Path) -> list[str]:
+    """The fields of /proc/PID/stat from the third (the state) on; proc_pid_stat(5)."""
+    try:
+        text = (root / "proc" / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return []
+    return text.rpartition(") ")[2].split()
