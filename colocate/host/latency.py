@@ -58,8 +58,8 @@ class Probe:
     Args:
         ip: memcached's address.
         port: its TCP port.
-        rate_hz: questions a second. One costs about 60 us of CPU on an idle machine and 190 us where batch jobs keep the
-            caches cold: 20 a second stay within 0.4 % of a core.
+        rate_hz: questions a second. One costs about 60 us of CPU on an idle machine and 190 us where batch jobs keep
+            the caches cold: 20 a second stay within 0.4 % of a core.
         window_s: what the percentile is taken over; by default 1 s, and more where the rate is too low for it.
         percentile: which one.
         timeout_s: an answer that takes longer counts with this time, and the connection is made anew.

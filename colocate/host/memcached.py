@@ -114,7 +114,8 @@ def find(ip: str, port: int, *, pid: int | None = None, root: Path = Path("/")) 
     who = f"process {process.pid} ({process.name})"
     if not _is_memcached(process, root):
         raise UserError(f"{who} on {place} is not memcached", "give memcached's own address, --port or --memcached-pid")
-    if process.pid not in (pids or [_told_pid(ip, port)]):
+    listens = process.pid in pids if pids else process.pid == _told_pid(ip, port)
+    if not listens:
         raise UserError(f"{who} does not listen on {place}", "see `pgrep -a memcached`, or leave --memcached-pid out")
     if not answer.startswith(b"VERSION "):
         what = "does not answer `version` as memcached does" if answer else "does not answer"
@@ -126,6 +127,12 @@ def find_again(
     ip: str, port: int, stopped: threading.Event, *, root: Path = Path("/"), pause_s: float = 0.1
 ) -> ServiceProcess | None:
     """Wait until memcached listens there (again); None once `stopped` is set. Meant for a worker thread."""
+
+    def look() -> ServiceProcess:
+        if _version(ip, port) is None:  # a hundredth of the cost of reading all sockets' owners
+            raise UserError(f"memcached is not running on {_place(ip, port)}")
+        return find(ip, port, root=root)
+
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(UserError),
         wait=tenacity.wait_exponential(multiplier=pause_s, min=pause_s, max=10 * pause_s, exp_base=1.2),
@@ -133,7 +140,7 @@ def find_again(
         sleep=tenacity.sleep_using_event(stopped),
     )
     try:
-        return retrying(find, ip, port, root=root)
+        return retrying(look)
     except tenacity.RetryError:
         return None
 
