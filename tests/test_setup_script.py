@@ -334,6 +334,11 @@ def test_sudo_is_used_for_packages_engine_and_group_only(machine: Machine) -> No
     assert "newgrp docker" in done.stderr
 
 
+def test_who_runs_it_by_sudo_joins_the_group(machine: Machine) -> None:
+    assert machine.with_all().run(SUDO_USER="ann").returncode == 0
+    assert machine.calls("usermod") == ["usermod -aG docker ann"]
+
+
 def test_the_engine_is_started_by_hand_and_stays(machine: Machine) -> None:
     (machine.root / "var/run/docker.pid").write_text("1")  # of an earlier life of the machine
     done = machine.with_all().run()
