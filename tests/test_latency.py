@@ -237,6 +237,17 @@ def test_any_bytes_are_survived(tmp_path_factory: pytest.TempPathFactory, text: 
     source.stop()
 
 
+def test_a_row_in_which_the_generator_was_late_is_not_memcacheds(output: Path, reported: Reported) -> None:
+    output.write_text(HEADER + row(288.3) + row(999.9))
+    assert reported.signal().value == pytest.approx(0.9999)
+    with output.open("a") as file:
+        file.write("# late\n")
+    assert reported.signal().value == pytest.approx(0.2883)
+    with output.open("a") as file:
+        file.write(row(300.0) + row(999.9) + "# late\n" + row(float("nan")))
+    assert reported.signal().value == pytest.approx(0.3)
+
+
 def test_another_percentile_is_another_column(output: Path) -> None:
     output.write_text(HEADER + row(288.3))
     source = Reported(output, 99)

@@ -11,12 +11,12 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
 from colocate.errors import UserError
-from colocate.mcperf import Row, parse_row
+from colocate.mcperf import Row, is_late_mark, parse_row
 from colocate.view import Signal
 
 _NO_OPERATION = b"mn\r\n"  # memcached's doc/protocol.txt, "Meta No-Op"; one too old for it answers ERROR, as quickly
@@ -58,9 +58,9 @@ class Probe:
     Args:
         ip: memcached's address.
         port: its TCP port.
-        rate_hz: questions a second. One costs about 60 us of CPU on an idle machine and 190 us where batch jobs keep
-            the caches cold: 20 a second stay within 0.4 % of a core.
-        window_s: what the percentile is taken over; by default 1 s, and more where the rate is too low for it.
+        rate_hz: questions a second. One costs 40 to 220 us of CPU, the more the colder batch jobs keep the caches: 20
+            stay within 0.4 % of a core on all but an overloaded machine.
+        window_s: what the percentile is taken over; by default 1 s, more where that holds too few samples (2 s at 20 Hz).
         percentile: which one.
         timeout_s: an answer that takes longer counts with this time, and the connection is made anew.
         seed: of the jitter.
@@ -90,7 +90,7 @@ class Probe:
         self._latencies: deque[tuple[float, float]] = deque()  # (time, latency), both in seconds
         self._asked_s: float | None = None  # when the question was sent that has no answer yet
         self._socket: socket.socket | None = None
-        self._stopped = threading.Event()
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name="latency-probe", daemon=True)
         self._thread.start()
 
@@ -103,7 +103,7 @@ class Probe:
             values = [latency for _, latency in self._latencies]
             newest_s = self._latencies[-1][0] if self._latencies else -math.inf
             if self._asked_s is not None and (waited_s := now_s - self._asked_s) > self._gap_s:
-                values += self._standing_for(waited_s)
+                values += [waited_s, *self._standing_for(waited_s)]
                 newest_s = now_s
         if len(values) < self._needed:
             return Signal(None, math.inf, len(values))
@@ -111,7 +111,7 @@ class Probe:
 
     def stop(self) -> None:
         """End the thread, also in the middle of a wait for memcached; idempotent."""
-        self._stopped.set()
+        self._stopped = True
         with suppress(OSError):
             if (sock := self._socket) is not None:
                 sock.shutdown(socket.SHUT_RDWR)
@@ -119,30 +119,33 @@ class Probe:
 
     def _run(self) -> None:
         _hurry()
-        while not self._stopped.is_set():
-            time.sleep(self._gap_s * self._random.uniform(0.5, 1.5))  # half of the cost of waiting for the event
-            self._asked_s = time.monotonic()
+        while not self._stopped:
+            # Sleep is half of the cost of waiting for an event; this loop runs with cold caches, every call shows.
+            time.sleep(self._gap_s * (0.5 + self._random.random()))
+            self._asked_s = asked_s = time.monotonic()
             try:
                 if self._socket is None:
                     self._socket = _connect(self._address, self._timeout_s)
-                    self._asked_s = time.monotonic()
+                    self._asked_s = asked_s = time.monotonic()
                 latency_s = _ask(self._socket)
             except TimeoutError:
-                latency_s = time.monotonic() - self._asked_s
+                latency_s = time.monotonic() - asked_s
                 self._disconnect()
             except OSError:  # it is not running, or the connection was closed: there is no latency to speak of
                 self._asked_s = None
                 self._disconnect()
                 continue
+            answered_s = asked_s + latency_s
             with self._lock:
-                now_s = time.monotonic()
-                self._latencies.extend((now_s, each) for each in self._standing_for(latency_s))
+                self._latencies.append((answered_s, latency_s))
+                if latency_s > self._gap_s:
+                    self._latencies.extend((answered_s, each) for each in self._standing_for(latency_s))
                 self._asked_s = None
         self._disconnect()
 
     def _standing_for(self, latency_s: float) -> list[float]:
-        """The latency of a request, and of those that would have been sent while it waited."""
-        return [latency_s - i * self._gap_s for i in range(1 + int(latency_s / self._gap_s))]
+        """The latencies of the requests that would have been sent while one waited."""
+        return [latency_s - i * self._gap_s for i in range(1, 1 + int(latency_s / self._gap_s))]
 
     def _disconnect(self) -> None:
         if self._socket is not None:
@@ -171,12 +174,11 @@ def _ask(sock: socket.socket) -> float:
     taken_ns = time.monotonic_ns() - asked_ns
     if not answer:
         raise ConnectionResetError("memcached closed the connection")
-    for level, kind, data in extra:
-        if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS) and len(data) >= _TIMESPEC.size:
-            seconds, nanoseconds = _TIMESPEC.unpack_from(data)
-            arrived_ns = seconds * 1_000_000_000 + nanoseconds - wall_ns
-            return (arrived_ns if 0 < arrived_ns < taken_ns else taken_ns) / 1e9
-    return taken_ns / 1e9
+    if not extra:
+        return taken_ns / 1e9
+    seconds, nanoseconds = _TIMESPEC.unpack_from(extra[0][2])
+    arrived_ns = seconds * 1_000_000_000 + nanoseconds - wall_ns
+    return (arrived_ns if 0 < arrived_ns < taken_ns else taken_ns) / 1e9
 
 
 def _hurry() -> None:
@@ -202,25 +204,24 @@ class Reported:
     source = "reported"
 
     def __init__(self, path: Path, percentile: float = 95.0) -> None:
-        self._column = f"p{percentile:g}".replace(".", "")
-        columns = [field.name for field in fields(Row) if field.name[0] == "p" and field.name[1:].isdigit()]
-        if self._column not in columns:
+        name = f"p{percentile:g}".replace(".", "")
+        columns = [f.name.removesuffix("_us") for f in fields(Row) if f.name[0] == "p" and f.name.endswith("_us")]
+        if name not in columns:
             raise UserError(f"{path} has no {percentile:g}th percentile", f"its columns are {' '.join(columns)}")
+        self._column = f"{name}_us"
         self._path = path
         self._fd = -1
         self._offset = 0
         self._partial = b""
-        self._value_ms: float | None = None
-        self._appeared_s: float | None = None
-        self._samples = 1
+        self._last = self._before = _Reading()
 
     def signal(self) -> Signal:
         """See `LatencySource`; the age is the time since the row was written."""
         with suppress(OSError):  # not there yet, or not any more: what is known ages
             self._read_on()
-        if self._value_ms is None or self._appeared_s is None:
+        if self._last.latency_ms is None:
             return Signal()
-        return Signal(self._value_ms, max(0.0, time.monotonic() - self._appeared_s), self._samples)
+        return Signal(self._last.latency_ms, max(0.0, time.monotonic() - self._last.written_s), self._last.samples)
 
     def stop(self) -> None:
         """Close the file; idempotent."""
@@ -244,12 +245,24 @@ class Reported:
         data = os.pread(self._fd, _TAIL, self._offset)
         self._offset += len(data)
         *lines, self._partial = (self._partial + data).split(b"\n")
-        rows = [row for row in (parse_row(line.decode(errors="replace")) for line in lines) if row is not None]
-        if not rows:
-            return
-        written_s = time.monotonic() - max(0.0, time.time() - there.st_mtime)
-        # The rows' interval is not in the file: it is the time from one row to the next, if they come one by one.
-        interval_s = written_s - self._appeared_s if len(rows) == 1 and self._appeared_s is not None else 0.0
-        self._samples = max(1, round(rows[-1].qps * interval_s))
-        self._value_ms = getattr(rows[-1], self._column) / 1e3
-        self._appeared_s = written_s
+        self._take([line.decode(errors="replace") for line in lines], there.st_mtime)
+
+    def _take(self, lines: list[str], modified_s: float) -> None:
+        written_s = time.monotonic() - max(0.0, time.time() - modified_s)
+        rows = 0
+        for line in lines:
+            if is_late_mark(line):  # the row before it does not tell of memcached
+                self._last = self._before
+            elif (row := parse_row(line)) is not None and math.isfinite(latency_us := getattr(row, self._column)):
+                rows += 1
+                # The rows' interval is not in the file: it is the time from one row to the next, if they come singly.
+                interval_s = written_s - self._last.written_s if rows == 1 else 0.0
+                samples = round(row.qps * interval_s) if math.isfinite(interval_s) else 1
+                self._before, self._last = self._last, _Reading(latency_us / 1e3, written_s, max(1, samples))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    latency_ms: float | None = None
+    written_s: float = -math.inf
+    samples: int = 0
