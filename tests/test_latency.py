@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colocate.errors import UserError
 from colocate.host.latency import LatencySource, Probe, Reported, percentile_of, samples_needed
 from colocate.view import Signal
 from tests.memcached_fixture import Memcached, eventually, free_port, running_memcached
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on emulated machines, too
 
 HEADER = (
     "#type       avg     std     min      p5     p10     p50     p67     p75     p80     p85     p90     p95     p99"
@@ -47,6 +49,7 @@ def reported(output: Path) -> Iterator[Reported]:
     source.stop()
 
 
+@UNHURRIED
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.sampled_from([50.0, 90.0, 95.0, 99.0, 99.9, 100.0]))
 def test_a_percentile_has_its_share_at_or_below_it(values: list[float], percentile: float) -> None:
     found = percentile_of(values, percentile)
@@ -228,6 +231,7 @@ def test_of_a_long_file_only_the_end_is_read(output: Path, reported: Reported) -
     assert reported.signal().value == pytest.approx(0.7777)
 
 
+@UNHURRIED
 @given(st.binary(max_size=400))
 def test_any_bytes_are_survived(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes.txt"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colocate.host import procfs
@@ -18,6 +18,8 @@ from colocate.host.monitor import ResourceMonitor
 from colocate.host.statistics import Statistics
 from colocate.view import CoreUse, Signal
 from tests.memcached_fixture import Memcached, eventually, free_port, running_memcached
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on emulated machines, too
 
 STAT = """\
 cpu  400 0 80 1600 20 0 10 5 7 0
@@ -184,11 +186,13 @@ def cut_or_changed(text: str) -> st.SearchStrategy[bytes]:
     return st.one_of(cut, changed, st.binary(max_size=80))
 
 
+@UNHURRIED
 @given(cut_or_changed(STAT))
 def test_core_ticks_never_raises(text: bytes) -> None:
     assert all(len(ticks) == 8 and min(ticks) >= 0 for ticks in procfs.core_ticks(text).values())
 
 
+@UNHURRIED
 @given(cut_or_changed("236512 1051307 3\n"))
 def test_run_delay_never_raises(text: bytes) -> None:
     parsed = procfs.run_delay(text)
@@ -200,11 +204,13 @@ def test_a_schedstat_that_is_cut_is_not_taken_for_a_small_one() -> None:
     assert procfs.run_delay(b"236512 1051307 3") is None
 
 
+@UNHURRIED
 @given(cut_or_changed("MemFree: 4 kB\nMemAvailable:      8 kB\n"))
 def test_memory_never_raises(text: bytes) -> None:
     assert (procfs.mem_available_bytes(text) or 0) >= 0
 
 
+@UNHURRIED
 @given(cut_or_changed("some avg10=41.42 avg60=20.95 avg300=6.46 total=56330572\n"))
 def test_pressure_never_raises(text: bytes) -> None:
     assert 0 <= (procfs.some_avg10(text) or 0) <= 1
@@ -213,6 +219,7 @@ def test_pressure_never_raises(text: bytes) -> None:
 PID_STAT = "42 (a ) R (b) S 1 42 42 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 987654 1 2"
 
 
+@UNHURRIED
 @given(cut_or_changed(PID_STAT))
 def test_start_ticks_never_raises(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     root = tmp_path_factory.getbasetemp() / "stat"
