@@ -154,9 +154,7 @@ class ScriptedRuntime:
 
     def look(self) -> Mapping[str, JobSample]:
         """See `Runtime.look`."""
-        return {
-            name: JobSample(one.cores, one.paused, one.cpu_s) for name, one in self._jobs.items() if one.running
-        }
+        return {name: JobSample(one.cores, one.paused, one.cpu_s) for name, one in self._jobs.items() if one.running}
 
     def events(self) -> list[JobEvent]:
         """See `Runtime.events`; also the tick of this runtime's clock."""

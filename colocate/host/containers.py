@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 
 from colocate.cores import CoreSet
-from colocate.host.container import Container, Engine
+from colocate.host.container import Container
 from colocate.host.engine import (
     CALL_TIMEOUT_S,
     ENGINE_ERRORS,
@@ -30,6 +30,7 @@ from colocate.host.engine import (
 )
 from colocate.host.runtime import Progress
 from colocate.host.watcher import Watcher
+from colocate.host.wishes import Engine
 from colocate.jobs import JobEvent, JobSpec
 from colocate.move import OnExit
 from colocate.view import JobSample
@@ -91,7 +92,7 @@ class ContainerRuntime:
         if self._engine is None:
             raise RuntimeError("prepare comes first")
         if job.name in self._jobs:
-            self._jobs[job.name].create(threads, cores)
+            self._jobs[job.name].create(job, threads, cores)
         else:
             self._jobs[job.name] = Container(self._engine, job, threads, cores)
 
@@ -166,7 +167,7 @@ class ContainerRuntime:
                         job = self._jobs.get(attributes[JOB_LABEL])
                         code = attributes.get("exitCode")
                         if job is not None:
-                            job.hint(event["Action"], None if code is None else int(code))
+                            job.hint(event["Actor"]["ID"], event["Action"], None if code is None else int(code))
             except (*ENGINE_ERRORS, ValueError, AttributeError):  # the last two: cut off in the middle of a line
                 pass
             self._closing.wait(_RECONNECT_S)

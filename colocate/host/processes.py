@@ -5,7 +5,6 @@ Without cgroups a job's cores are the affinity of its whole process tree, and it
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -31,7 +30,7 @@ from colocate.move import OnExit
 from colocate.view import JobSample
 
 GRACE_S = 1.0  # from SIGTERM to SIGKILL
-_FREEZE_S = 1.0  # what is not frozen by then has failed to be
+_FREEZE_S = 10.0  # a job that gets no CPU takes long to freeze or to stop
 _KILL_S = 2.0  # killed processes are gone within milliseconds, unless the kernel holds on to them
 
 # Constant; the job's words come as arguments. It waits where its cores can be set before its first instruction, and
@@ -259,7 +258,7 @@ class ProcessRuntime:
         one.process, one.gate = process, gate
         one.pidfd = os.pidfd_open(process.pid)
         self._watcher.watch(one.pidfd, lambda: self._ended(one, process))
-        _give_way(process.pid, self._root)
+        proctree.give_way(process.pid, self._root)
         one.group.thaw()
         try:
             one.group.add(process.pid)
@@ -349,7 +348,7 @@ class ProcessRuntime:
                 self._kill_tree(one, process.pid)
 
     def _kill_tree(self, one: _Job, pid: int) -> None:
-        _kill_all(lambda: self._members(one), one.group, pid, 0.0)
+        proctree.kill_all(lambda: self._members(one), one.group, pid, 0.0)
 
     def _ended(self, one: _Job, process: subprocess.Popen[bytes]) -> None:
         """Its first process has ended: whatever that left behind goes with it, as in a container."""
@@ -357,7 +356,7 @@ class ProcessRuntime:
             if one.process is not process:
                 return
             started = one.running
-            _kill_all(lambda: self._members(one), one.group, process.pid, 0.2)
+            proctree.kill_all(lambda: self._members(one), one.group, process.pid, 0.2)
             code = process.wait()
             one.process, one.paused, one.stopping = None, False, False
             one.owed.clear()
@@ -382,29 +381,6 @@ class ProcessRuntime:
         self._notify()
 
 
-def _give_way(pid: int, root: Path) -> None:
-    """Let everything else go first. Sessions are weighed against one another (sched(7), autogroups), so the process's
-    own niceness would only count within its session; and no affinity of ours may narrow what its cpuset will allow.
-    """  # noqa: D205 -- the summary needs two lines
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, 19)
-    with contextlib.suppress(OSError):
-        (root / "proc" / str(pid) / "autogroup").write_text("19")
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(pid, range(os.cpu_count() or 1))
-
-
-def _kill_all(members: proctree.Members, group: JobCgroup, pid: int, wait_s: float) -> bool:
-    """Kill every process, frozen or not, and wait for the end of all but `pid`, which its parent has yet to reap."""
-
-    def sweep() -> bool:
-        proctree.signal_all(members, signal.SIGKILL)
-        group.thaw()
-        return not set(members()) - {pid}
-
-    return proctree.wait_until(sweep, wait_s)
-
-
 def kill_leftovers(run_id: str, processes: Mapping[str, tuple[int, int]], root: Path = Path("/")) -> list[str]:
     """Kill the jobs that an earlier run has left behind: the processes in its cgroups, and those known by pid and
     start time, with their sessions; then remove the cgroups.
@@ -422,7 +398,7 @@ def kill_leftovers(run_id: str, processes: Mapping[str, tuple[int, int]], root: 
             return sorted({*group.pids(), *proctree.session_members(pid, root)})
 
         proctree.signal_all(members, signal.SIGCONT)
-        gone = _kill_all(members, group, 0, _KILL_S)
+        gone = proctree.kill_all(members, group, 0, _KILL_S)
         proctree.wait_until(group.remove, _KILL_S)
         killed.append(f"{job}: pid {pid} {'killed' if gone else 'does not end'}")
     return killed

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from colocate.cores import CoreSet
+from colocate.host.cgroup import JobCgroup
 from colocate.host.procfs import threads
 
 Members = Callable[[], list[int]]
@@ -94,6 +96,29 @@ def cpu_s(pid: int, root: Path = Path("/")) -> float | None:
     """CPU seconds of a process, its threads, and those of its children that it has waited for."""
     words = _stat(pid, root)
     return sum(int(word) for word in words[11:15]) / _TICKS if len(words) > 14 else None
+
+
+def give_way(pid: int, root: Path) -> None:
+    """Let everything else go first. Sessions are weighed against one another (sched(7), autogroups), so the process's
+    own niceness would only count within its session; and no affinity of ours may narrow what its cpuset will allow.
+    """  # noqa: D205 -- the summary needs two lines
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
+    with contextlib.suppress(OSError):
+        (root / "proc" / str(pid) / "autogroup").write_text("19")
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(pid, range(os.cpu_count() or 1))
+
+
+def kill_all(members: Members, group: JobCgroup, pid: int, wait_s: float) -> bool:
+    """Kill every process, frozen or not, and wait for the end of all but `pid`, which its parent has yet to reap."""
+
+    def sweep() -> bool:
+        signal_all(members, signal.SIGKILL)
+        group.thaw()
+        return not set(members()) - {pid}
+
+    return wait_until(sweep, wait_s)
 
 
 def _stat(pid: int, root: Path) -> list[str]:

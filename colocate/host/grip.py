@@ -1,0 +1,104 @@
+"""Our hold on a running container without the engine: its cgroup files, and a pidfd of its init process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from colocate.cores import CoreSet
+from colocate.host.cgroup import JobCgroup
+from colocate.host.engine import cgroup_of
+from colocate.host.watcher import Watcher
+from colocate.view import JobSample
+
+
+class Grip:
+    """Empty while there is no process, or none that we can see. Not thread-safe: its container's lock guards it."""
+
+    def __init__(self, watcher: Watcher, root: Path) -> None:
+        self._watcher = watcher
+        self._root = root
+        self._group: JobCgroup | None = None
+        self._pidfd: int | None = None
+        self._held: list[int] = []
+
+    def take(self, pid: int, container_id: str, ended: Callable[[], None]) -> None:
+        """Find the files of a container's init, and call `ended` (on the watcher's thread) when that is over."""
+        with contextlib.suppress(OSError):  # it is over already: the engine will tell how
+            fd = os.pidfd_open(pid)
+            self._group = cgroup_of(pid, container_id, self._root)
+            if self._group is None:
+                os.close(fd)
+            else:
+                self._pidfd = fd
+                self._watcher.watch(fd, ended)
+
+    def drop(self) -> None:
+        """Close everything."""
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+        if self._pidfd is not None:
+            self._watcher.forget(self._pidfd)
+            self._pidfd = None
+
+    def ended(self) -> bool:
+        """Whether its init process has been seen to end."""
+        if self._pidfd is None:
+            return False
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def writable(self) -> bool:
+        """Whether its files are ours to write."""
+        return self._group is not None and self._group.writable()
+
+    def sample(self) -> JobSample:
+        """What the files say now."""
+        group = self._group
+        return JobSample() if group is None else JobSample(group.cores(), group.frozen(), group.cpu_s())
+
+    def set_cores(self, cores: CoreSet) -> bool:
+        """Write the cores; True when they are in effect."""
+        return self._group is not None and self._group.set_cores(cores)
+
+    def set_paused(self, *, paused: bool) -> bool:
+        """Freeze or thaw; True when it has been seen to be so."""
+        if self._group is None:
+            return False
+        if paused:
+            return self._group.freeze()
+        thawed = self._group.thaw()
+        self.release()
+        return thawed
+
+    def confirm(self, cores: CoreSet, *, paused: bool) -> bool:
+        """Read both, and write what is not so; True when all is."""
+        if self._group is None:
+            return False
+        placed = self._group.cores() == cores or self._group.set_cores(cores)
+        return (self._group.frozen() is paused or self.set_paused(paused=paused)) and placed
+
+    def hold(self) -> None:
+        """Thaw without letting it run: every process is stopped by a signal first, which it meets before its next
+        instruction. Otherwise it would run, maybe on memcached's cores, until the engine has frozen it again.
+        """  # noqa: D205 -- the summary needs two lines
+        if self._group is None:
+            return
+        for pid in self._group.pids():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGSTOP)
+                self._held.append(pid)
+        self._group.thaw()
+
+    def release(self) -> None:
+        """Take back the signal of `hold`."""
+        for pid in self._held:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
+        self._held.clear()

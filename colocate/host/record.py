@@ -1,0 +1,77 @@
+"""The engine's record of one container: what it was told of cores and pauses, and how it is told more."""
+
+from __future__ import annotations
+
+from docker import APIClient
+from docker.types import LogConfig
+
+from colocate.cores import CoreSet, format_ranges
+from colocate.host.engine import ENGINE_ERRORS, JOB_LABEL, RUN_LABEL
+from colocate.jobs import JobSpec
+
+_LOG = LogConfig(type="json-file", config={"max-size": "1m", "max-file": "1"})  # a chatty job cannot fill the disk
+
+
+class Record:
+    """What the engine has on record, as far as we know. Only the container's worker calls it.
+
+    Every method that calls the engine raises one of `ENGINE_ERRORS` where that refuses, and believes nothing new then.
+
+    Args:
+        quick: a client with a short time-out, for ordinary calls.
+        patient: one with a long time-out, for what waits for disks or processes.
+        cores: the cpuset at its creation.
+    """
+
+    def __init__(self, quick: APIClient, patient: APIClient, cores: CoreSet) -> None:
+        self.id = ""
+        self.cores = cores
+        self.paused = False
+        self._quick = quick
+        self._patient = patient
+
+    def create(self, run_id: str, spec: JobSpec, threads: int) -> None:
+        """Create the container."""
+        host = self._patient.create_host_config(
+            cpuset_cpus=format_ranges(self.cores),  # explicit, because one can never be unset later
+            network_mode=spec.network,
+            # The lowest there is: all else on the machine goes first (memcached's helpers, this controller, the
+            # engine itself), and a batch job only ever takes what is left.
+            cpu_shares=2,
+            log_config=_LOG,
+        )
+        made = self._patient.create_container(
+            spec.image, spec.argv(threads), name=f"colocate-{run_id}-{spec.name}", host_config=host,
+            labels={RUN_LABEL: run_id, JOB_LABEL: spec.name},
+        )  # fmt: skip
+        self.id = made["Id"]
+
+    def start(self) -> int:
+        """Start it; its init's pid, 0 if that is over already."""
+        self._patient.start(self.id)
+        self.paused = False
+        return int(self._patient.inspect_container(self.id)["State"]["Pid"])
+
+    def move(self, cores: CoreSet) -> None:
+        """Have it say `cores`; the engine writes them into the container's files, too."""
+        if cores != self.cores:
+            self.write_cores(cores)
+
+    def write_cores(self, cores: CoreSet) -> None:
+        """As `move`, even if it says so already."""
+        self._quick.update_container(self.id, cpuset_cpus=format_ranges(cores))
+        self.cores = cores
+
+    def set_paused(self, *, paused: bool) -> None:
+        """Have it say so; the engine refuses to pause what is frozen already, and to resume what is not."""
+        (self._quick.pause if paused else self._quick.unpause)(self.id)
+        self.paused = paused
+
+    def says_paused(self, *, paused: bool) -> bool:
+        """Whether it runs, and is paused or not as asked; False where the engine does not answer."""
+        try:
+            state = self._quick.inspect_container(self.id)["State"]
+        except ENGINE_ERRORS:
+            return False
+        self.paused = state["Paused"]
+        return bool(state["Running"]) and self.paused == paused
