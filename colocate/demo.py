@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colocate.errors import UserError
+from colocate.host.engine import CALL_TIMEOUT_S, client_from_env, connect
+from colocate.session import RuntimeName
 
 IP = "127.0.0.1"
 _LOW, _HIGH = 0.04, 0.4  # shares of what memcached answers at most
@@ -48,6 +50,15 @@ class Load:
 def scaled_load(capacity_qps: float) -> Load:
     """A load between 4 % and 40 % of what memcached answers at most."""
     return Load(max(100, int(_LOW * capacity_qps)), max(500, int(_HIGH * capacity_qps)))
+
+
+def choose_runtime() -> tuple[RuntimeName, str]:
+    """Docker where its engine answers, else plain processes; and why not Docker."""
+    try:
+        connect(client_from_env, CALL_TIMEOUT_S).close()
+    except UserError as error:
+        return "process", error.what
+    return "docker", ""
 
 
 @contextmanager

@@ -60,6 +60,11 @@ class JobLife:
         """The job's name."""
         return self.spec.name
 
+    @property
+    def retries(self) -> int:
+        """How often it has been started again."""
+        return max(0, self.failures - (self.state is JobState.FAILED))
+
     def open(self, now_s: float) -> bool:
         """Whether something may be asked of it now."""
         return self.state not in ENDED and not self.stopping and now_s >= self._not_before_s

@@ -215,7 +215,7 @@ class Scheduler:
         failed = self._controller.counts["failed_moves"]
         perform(self._open.host, self._controller, self._open.log, [move])
         if self._controller.counts["failed_moves"] > failed:
-            raise RuntimeError(f"{move.kind} {move.target} failed, see {self._open.log_path}")
+            raise RuntimeError(f"{move.kind} {move.target} failed, see {self._open.log.path}")
 
     def _until(self, reached: Callable[[], bool], complaint: str) -> None:
         host = self._open.host

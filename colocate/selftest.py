@@ -117,7 +117,7 @@ def _service_shows(monitor: ResourceMonitor, ip: str, port: int, pid: int | None
     finally:
         statistics.stop()
     if not cpu_cores.value:
-        raise _FailedError(f"no CPU time of pid {process.pid} is seen", "the kernel needs CONFIG_SCHED_INFO (schedstat)")
+        raise _FailedError(f"no CPU time of pid {process.pid} is seen", "the kernel needs CONFIG_SCHED_INFO")
     waits = f", waits {wait_us.value:.0f} us a slice" if wait_us.value is not None else ""
     return f"pid {process.pid} uses {cpu_cores.value:.3f} cores{waits}"
 
@@ -157,10 +157,15 @@ def _memcached(ip: str, port: int, pid: int | None) -> Iterator[Check]:
 
     yield _try("memcached", "found", look)
     if found:
-        yield _try("memcached", "permission", lambda: found[0].may_pin() or "may be pinned")
+        yield _try("memcached", "permission", lambda: _permitted(found[0]))
     yield _try("memcached", "pin", _pin_a_child)
     if found:
         yield _try("memcached", "untouched", lambda: _unchanged(found[0]))
+
+
+def _permitted(affinity: ServiceAffinity) -> str:
+    affinity.may_pin()
+    return "may be pinned"
 
 
 def _pin_a_child() -> str:
@@ -231,18 +236,25 @@ def _docker() -> Iterator[Check]:
         sample = runtime.look().get(job.name)
         return sample is not None and sample.paused in (wanted, None)
 
-    created, started = JobEventKind.CREATED, JobEventKind.STARTED
+    def ready() -> str:
+        runtime.prepare([long_job], lambda _what, _share: None)
+        return f"image {job.image} is ready"
+
+    def after(kind: JobEventKind, action: Callable[[], None]) -> str:
+        action()
+        return follow(kind)
+
     steps: list[tuple[str, Callable[[], str]]] = [
-        ("engine", lambda: runtime.prepare([long_job], lambda _what, _share: None) or f"image {job.image} is ready"),
-        ("create", lambda: runtime.create(long_job, 1, cores) or follow(created)),
-        ("start", lambda: runtime.start(job.name, cores) or follow(started)),
+        ("engine", ready),
+        ("create", lambda: after(JobEventKind.CREATED, lambda: runtime.create(long_job, 1, cores))),
+        ("start", lambda: after(JobEventKind.STARTED, lambda: runtime.start(job.name, cores))),
         ("resize", lambda: seen(
             lambda: follow(JobEventKind.RESIZED, done=runtime.resize(job.name, one)), lambda: now_on(one))),
         ("pause", lambda: seen(
             lambda: follow(JobEventKind.PAUSED, done=runtime.pause(job.name)), lambda: paused(wanted=True))),
         ("resume", lambda: seen(
             lambda: follow(JobEventKind.RESUMED, done=runtime.resume(job.name)), lambda: paused(wanted=False))),
-        ("stop", lambda: runtime.stop(job.name) or follow(JobEventKind.EXITED)),
+        ("stop", lambda: after(JobEventKind.EXITED, lambda: runtime.stop(job.name))),
     ]  # fmt: skip
     try:
         for name, action in steps:

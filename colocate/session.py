@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from colocate import mcperf
 from colocate.controller import Controller
 from colocate.cores import CoreSet
 from colocate.errors import UserError
-from colocate.eventlog import SchedulerLogger
+from colocate.eventlog import SchedulerLogger, parse
 from colocate.host.containers import ContainerRuntime
 from colocate.host.latency import LatencySource, Probe, Reported
 from colocate.host.live import Doorbell, LiveHost, Service
@@ -31,12 +33,14 @@ from colocate.host.restore import restore
 from colocate.host.runtime import Progress, Runtime
 from colocate.host.state import Lock, Saved, StateFile, boot_id, default_directory, default_lock
 from colocate.host.statistics import Statistics
-from colocate.jobs import load_catalogue
+from colocate.jobs import JobState, load_catalogue
 from colocate.loop import Ending, run
-from colocate.metrics import MetricsWriter, metrics_path
+from colocate.metrics import MetricsWriter, metrics_path, read
 from colocate.move import OnExit
 from colocate.policy import load_policy
 from colocate.regulator import Limits
+from colocate.report.grade import Interval, grade, probed_intervals, reported_intervals
+from colocate.report.summary import Summary, summarize
 from colocate.topology import read_topology
 from colocate.view import Slo
 
@@ -79,7 +83,7 @@ class Session:
         controller: decides.
         log: the event log, its first line written.
         metrics: one record a tick, beside the log.
-        log_path: where the log lies.
+        begin_s: when it began, seconds since the epoch.
     """
 
     settings: Settings
@@ -88,14 +92,11 @@ class Session:
     log: SchedulerLogger
     metrics: MetricsWriter
     doorbell: Doorbell
-
-    @property
-    def log_path(self) -> Path:
-        """Where the log lies."""
-        return self.log.path
+    begin_s: float = 0.0
 
     def run(self, show: Callable[[Controller], None] | None = None) -> Ending:
         """Run to the end; SIGINT, SIGTERM and SIGHUP end it in order."""
+        self.begin_s = time.time()
         with _signals(self.doorbell) as interrupted:
             return run(
                 self.host,
@@ -109,6 +110,47 @@ class Session:
                 interrupted=interrupted,
                 show=show,
             )
+
+    def summary(self, ending: Ending, load: Path | None = None) -> Summary:
+        """What came of a run that has ended; `load` is the load generator's output, where there is one."""
+        settings, slo = self.settings, self.settings.slo
+        load = load or settings.latency_from
+        intervals, source = self._intervals(load)
+        log = parse(self.log.path.read_text(encoding="utf-8"))
+        jobs = self.controller.jobs.values()
+        return summarize(
+            grade(log, intervals, slo.latency_ms),
+            {j.name: {"state": str(j.state), "retries": j.retries, "threads": j.threads} for j in jobs},
+            log=str(self.log.path),
+            mcperf=str(load) if load else None,
+            source="dry-run" if settings.dry_run else "live",
+            policy=settings.policy,
+            cores=sorted(self.controller.topology.cores),
+            slo_ms=slo.latency_ms,
+            percentile=slo.percentile,
+            exit_code=self._exit_code(ending),
+            metrics=str(self.metrics.path),
+            latency_source=source,
+            warnings=ending.problems,
+        )
+
+    def _intervals(self, load: Path | None) -> tuple[list[Interval], str | None]:
+        if load is not None and load.is_file():
+            reported = reported_intervals(mcperf.parse(load.read_text(errors="replace")), self.settings.slo.percentile)
+            if reported:
+                return reported, "mcperf"
+        probed = probed_intervals(read(self.metrics.path), self.begin_s) if self.metrics.path.exists() else []
+        return probed, "probe" if probed else None
+
+    def _exit_code(self, ending: Ending) -> int:
+        if ending.why == "interrupted":
+            return 128 + ending.signal
+        if ending.problems or any(job.state is JobState.FAILED for job in self.controller.jobs.values()):
+            return 1
+        if ending.why == "duration":
+            return 3
+        stopped = any(job.state is JobState.STOPPED for job in self.controller.jobs.values())
+        return 1 if stopped and ending.why == "done" else 0
 
 
 @contextmanager

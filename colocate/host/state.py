@@ -86,10 +86,11 @@ class StateFile:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            return self._set_aside(str(error))
+            self._set_aside(str(error))
+            return None
         try:
             if data["version"] != VERSION:
-                return self._set_aside(f"version {data['version']!r}")
+                raise ValueError(f"version {data['version']!r}")
             saved = Saved(
                 run=str(data["run"]),
                 boot_id=str(data["boot_id"]),
@@ -98,7 +99,8 @@ class StateFile:
                 processes={str(job): (int(pid), int(start)) for job, (pid, start) in data["processes"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            return self._set_aside(f"{type(error).__name__}: {error}")
+            self._set_aside(f"{type(error).__name__}: {error}")
+            return None
         if saved.boot_id != boot_id():
             self.clear()
             return None

@@ -1,0 +1,112 @@
+"""A run's summary: the document that `--json` prints, and the same for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from colocate.report.grade import Grade, spread
+
+Summary = dict[str, Any]  # keys are fixed: they may be added to, never renamed
+
+
+def summarize(grade: Grade, jobs: Mapping[str, Mapping[str, object]], **facts: object) -> Summary:
+    """The summary of one run.
+
+    Args:
+        grade: its verdict.
+        jobs: `state` and `retries` of each job, also of those that never started.
+        facts: what only the run knows: log, mcperf, source, policy, scenario, seed, cores, slo_ms, percentile,
+            exit_code, and more.
+    """
+    listed: dict[str, dict[str, object]] = {}
+    for name, known in jobs.items():
+        found = grade.jobs.get(name)
+        listed[name] = {
+            "state": known["state"],
+            "start_s": found.start_s if found else None,
+            "run_s": found.run_s if found else None,
+            "wall_s": found.wall_s if found else None,
+            "threads": found.threads if found else known["threads"],
+            "retries": known["retries"],
+        }
+    finished = all(job["state"] == "finished" for job in listed.values())
+    warnings = facts.pop("warnings", ())
+    assert isinstance(warnings, tuple)  # noqa: S101 -- the caller's
+    return {
+        "log": None,
+        "mcperf": None,
+        "source": "live",
+        "policy": None,
+        "scenario": None,
+        "seed": None,
+        **facts,
+        "complete": grade.complete and finished,
+        "makespan_s": grade.makespan_s,
+        "intervals": grade.overlap.intervals,
+        "violations": grade.overlap.violations,
+        "slo_violation_ratio": grade.overlap.value,
+        "coverage": grade.coverage,
+        "p95_ms": spread(grade.latencies_ms),
+        "core_moves": grade.core_moves,
+        "pauses": grade.pauses,
+        "jobs": listed,
+        "warnings": [*warnings, *grade.warnings],
+    }
+
+
+def to_json(summary: object) -> str:
+    """One JSON document; non-finite numbers are null."""
+    return json.dumps(_finite(summary), allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """The summary for people."""
+
+    def line(text: str, style: str = "") -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("job", "state", "started", "run", "wall", "threads", "retries"):
+        table.add_column(name, justify="left" if name in {"job", "state"} else "right")
+    for name, job in summary["jobs"].items():
+        times = (_seconds(job[key]) for key in ("start_s", "run_s", "wall_s"))
+        style = "" if job["state"] == "finished" else "bold red"
+        table.add_row(name, job["state"], *times, str(job["threads"]), str(job["retries"]), style=style)
+    console.print(table)
+    line("")
+    makespan_s, ratio = summary["makespan_s"], summary["slo_violation_ratio"]
+    line(f"makespan             {_seconds(makespan_s) or 'none: no job has finished'}", "bold")
+    promise = f"p{summary['percentile']:g} <= {summary['slo_ms']:g} ms"
+    if ratio is None:
+        line(f"SLO violation ratio  unknown: no latency was measured ({promise})", "bold")
+    else:
+        found = f"{ratio:.2%}  ({summary['violations']} of {summary['intervals']} intervals, {promise}"
+        line(f"SLO violation ratio  {found}, by {summary.get('latency_source') or 'the load generator'})", "bold")
+        latency = summary["p95_ms"]
+        line(f"latency              median {latency['median']:.3f} ms, max {latency['max']:.3f} ms")
+    line(f"moves                {summary['core_moves']} core sets, {summary['pauses']} pauses")
+    for warning in summary["warnings"]:
+        line(f"warning              {warning}", "yellow")
+    line(f"log                  {summary['log']}")
+    if summary["mcperf"]:
+        line(f"load                 {summary['mcperf']}")
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} s"
