@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from colocate.errors import UserError
@@ -22,6 +22,8 @@ from colocate.mcperf import (
     waveform,
     write,
 )
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on emulated machines, too
 
 HEADER = (
     "#type       avg     std     min      p5     p10     p50     p67     p75     p80     p85     p90     p95     p99"
@@ -59,6 +61,7 @@ def test_the_waveform_is_that_of_mcperf(least, most, golden):
     assert waveform(3274, least, most, len(golden)) == golden
 
 
+@UNHURRIED
 @given(st.integers(0, 2**40), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 50))
 def test_a_waveform_stays_in_its_range_and_a_longer_one_begins_alike(seed, low, width, count):
     targets = waveform(seed, low, low + width, count)
@@ -184,6 +187,7 @@ def test_a_mark_makes_the_row_before_it_late():
     assert parse(f"{mark}\n{text()}") == parse(text())
 
 
+@UNHURRIED
 @given(st.text(alphabet=st.characters(codec="utf-8")))
 @example("Total number of intervals = 3 (1, 2")
 @example(f"{LINE}\nTimestamp end: 99999999999999999999")
@@ -194,6 +198,7 @@ def test_no_text_makes_it_raise(anything):
     assert len(intervals(output)) in (0, len(output.rows))
 
 
+@UNHURRIED
 @given(st.lists(st.sampled_from([*text().split("\n"), WIDE, "# late", "", LINE[:70], "Timestamp start: 1"])), st.data())
 def test_no_mixture_of_its_lines_makes_it_raise_or_loses_a_row(lines, data):
     mixed = "\n".join(lines)
@@ -212,6 +217,7 @@ ROWS = st.builds(
 )
 
 
+@UNHURRIED
 @given(
     st.lists(ROWS, min_size=1, max_size=8),
     st.integers(10**12, 10**13 - 10**9),
