@@ -1,9 +1,7 @@
-"""The graded event format: `SchedulerLogger` writes it strictly, `parse` reads it leniently, `violations` judges it.
+"""The graded event format: written by `SchedulerLogger`, read by `parse`, checked by `violations`.
 
-    <timestamp> <event> <job> [<arguments>]
-
-One event a line. Events are `start`, `end`, `update_cores`, `pause`, `unpause` and `custom`; jobs are `scheduler`,
-`memcached` and the batch jobs.
+One event a line, `<timestamp> <event> <job> [<arguments>]`. Writing is strict, and so is `violations`; reading takes
+whatever authors have made of the format and names each deviation. All three share one `LifeCycle`.
 """
 
 from __future__ import annotations
@@ -13,377 +11,388 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from io import FileIO
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote_plus, unquote_plus
 
-from colocate.cores import CoreSet, format_list
+from colocate.cores import CoreSet, format_list, nonempty, parse_ranges
+from colocate.errors import UserError
 
 SCHEDULER = "scheduler"
 SERVICE = "memcached"
-EVENTS = frozenset({"start", "end", "update_cores", "pause", "unpause", "custom"})
+KINDS = frozenset({"start", "end", "update_cores", "pause", "unpause", "custom"})
 
 _NAME = r"[a-z][a-z0-9_-]*"
-_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}"
-_CORES = r"\[\d+(?:,\d+)*\]"
-_LINE = re.compile(
-    rf"(?P<time>{_TIME}) (?:"
-    rf"(?:start|end) {SCHEDULER}"
-    rf"|start (?!{SCHEDULER} )(?P<started>{_NAME}) (?P<first>{_CORES}) (?P<threads>[1-9]\d*)"
-    rf"|update_cores (?P<moved>{_NAME}) (?P<cores>{_CORES})"
-    rf"|(?P<verb>pause|unpause|end) (?P<job>{_NAME})"
-    rf"|custom (?P<about>{_NAME}) (?P<comment>[A-Za-z0-9_.\-~%+]+))"
+_CORES = r"\[(?:0|[1-9][0-9]{0,4})(?:,(?:0|[1-9][0-9]{0,4}))*\]"
+_WORD = r"(?:[A-Za-z0-9_.~+-]|%[0-9A-F]{2})+"
+_STRICT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6} "
+    rf"(?:start scheduler|start (?!scheduler ){_NAME} {_CORES} [1-9][0-9]{{0,5}}|update_cores {_NAME} {_CORES}"
+    rf"|(?:end|pause|unpause) {_NAME}|custom {_NAME} {_WORD})"
 )
+_TIME = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.([0-9]{1,9}))?)(Z|[+-][0-9]{2}:?[0-9]{2})?"
+)
+_PREFIX = re.compile(r"(?:parsec|splash2x?)[-_](?=.)", re.IGNORECASE)
+_LINE = re.compile(r"(\S+)(\s+)(\S+)(\s+)(\S+)(?:(\s+)(.*))?", re.DOTALL)
+_ARGUMENTS = re.compile(r"""(["']?\[[^\]]*\]["']?|["']?[0-9][0-9,-]*["']?)(?:\s+(\S+))?(?:\s+(.*))?""", re.DOTALL)
 
 
-class IllegalEvent(ValueError):  # noqa: N818 -- it names what it is
-    """An event that the job's life does not allow; a mistake of the program, never of its user."""
-
-
-@dataclass(slots=True)
-class _Life:
-    """What has been written of one job."""
-
-    cores: CoreSet
-    paused: bool = False
-    ended: bool = False
-
-
-class _Legality:
-    """The life-cycle rules, event by event; the writer and the judge both ask it."""
-
-    def __init__(self) -> None:
-        self.jobs: dict[str, _Life] = {}
-        self.over = False
-
-    def start(self, job: str, cores: CoreSet) -> None:
-        if job in self.jobs:
-            raise IllegalEvent(f"{job} starts twice")
-        if job != SERVICE and SERVICE not in self.jobs:
-            raise IllegalEvent(f"{job} starts before {SERVICE}")
-        self.jobs[job] = _Life(cores)
-
-    def end(self, job: str) -> None:
-        life = self._alive(job)
-        if job == SERVICE:
-            raise IllegalEvent(f"{SERVICE} does not end")
-        if life.paused:
-            raise IllegalEvent(f"{job} ends while paused")
-        life.ended = True
-
-    def update(self, job: str, cores: CoreSet) -> bool:
-        """Whether the set has changed."""
-        life = self._alive(job)
-        changed, life.cores = cores != life.cores, cores
-        return changed
-
-    def pause(self, job: str, *, paused: bool) -> None:
-        life = self._alive(job)
-        if job == SERVICE:
-            raise IllegalEvent(f"{SERVICE} is never paused")
-        if life.paused == paused:
-            raise IllegalEvent(f"{job} is {'paused twice' if paused else 'not paused'}")
-        life.paused = paused
-
-    def _alive(self, job: str) -> _Life:
-        life = self.jobs.get(job)
-        if life is None:
-            raise IllegalEvent(f"{job} has not started")
-        if life.ended:
-            raise IllegalEvent(f"{job} has ended")
-        return life
-
-
-class SchedulerLogger:
-    """Writes one run's event log; `start scheduler` at once, `end scheduler` by `end()`.
-
-    A timestamp is the wall clock at the start plus the monotonic time since then, so that none goes back even if the
-    wall clock is set. Each line reaches the file as it is written. Where it cannot be written (a full disk), lines
-    wait in memory and are tried again with the next one; control goes on.
-
-    Args:
-        directory: where the file is made, `logYYYYMMDD_HHMMSS.txt`, with a suffix where there is one already.
-        now_s: a monotonic clock.
-        wall: the local time at the start.
-
-    Raises:
-        OSError: the file cannot be made.
-    """
-
-    def __init__(
-        self, directory: Path, now_s: Callable[[], float] = time.monotonic, wall: datetime | None = None
-    ) -> None:
-        self._now_s = now_s
-        self._start = (wall or datetime.now()).replace(tzinfo=None)
-        self._start_s = now_s()
-        self._last = self._start
-        self._waiting = b""
-        self._legality = _Legality()
-        self.path, self._fd = _create(directory, f"log{self._start:%Y%m%d_%H%M%S}")
-        self._write("start", SCHEDULER)
-
-    @property
-    def lost_lines(self) -> int:
-        """Lines that wait for a disk that takes them."""
-        return self._waiting.count(b"\n")
-
-    def job_start(self, job: object, initial_cores: Iterable[int], initial_threads: int) -> None:
-        """A job, or memcached before any job, has started.
-
-        Raises:
-            IllegalEvent: it has before, or a job comes before memcached, or there are no cores or threads.
-        """
-        name, cores = self._check(job), _cores(initial_cores)
-        if initial_threads < 1:
-            raise IllegalEvent(f"{name} with {initial_threads} threads")
-        self._legality.start(name, cores)
-        self._write("start", name, format_list(cores), str(initial_threads))
-
-    def job_end(self, job: object) -> None:
-        """A job has finished with exit code 0.
-
-        Raises:
-            IllegalEvent: it has not started, has ended before, or is paused.
-        """
-        name = self._check(job)
-        self._legality.end(name)
-        self._write("end", name)
-
-    def update_cores(self, job: object, cores: Iterable[int]) -> None:
-        """A job, or memcached, has other cores; an unchanged set is not written.
-
-        Raises:
-            IllegalEvent: it has not started or has ended, or there are no cores.
-        """
-        name, wanted = self._check(job), _cores(cores)
-        if self._legality.update(name, wanted):
-            self._write("update_cores", name, format_list(wanted))
-
-    def job_pause(self, job: object) -> None:
-        """A job has been paused.
-
-        Raises:
-            IllegalEvent: it does not run.
-        """
-        name = self._check(job)
-        self._legality.pause(name, paused=True)
-        self._write("pause", name)
-
-    def job_unpause(self, job: object) -> None:
-        """A job goes on.
-
-        Raises:
-            IllegalEvent: it is not paused.
-        """
-        name = self._check(job)
-        self._legality.pause(name, paused=False)
-        self._write("unpause", name)
-
-    def custom_event(self, job: object, comment: str) -> None:
-        """Anything else worth knowing about a job, memcached or the scheduler.
-
-        Raises:
-            IllegalEvent: the comment is empty.
-        """
-        name = self._check(job)
-        if not comment:
-            raise IllegalEvent("an empty comment")
-        self._write("custom", name, quote_plus(comment, errors="replace"))
-
-    def end(self) -> None:
-        """The run is over: the last line, on the disk for good; idempotent."""
-        if self._legality.over:
-            return
-        self._write("end", SCHEDULER)
-        self._legality.over = True
-        with suppress(OSError):  # what is not on the disk is counted in lost_lines
-            os.fsync(self._fd)
-        os.close(self._fd)
-
-    def _check(self, job: object) -> str:
-        name = str(getattr(job, "value", job))
-        if self._legality.over:
-            raise IllegalEvent("the run is over")
-        if not re.fullmatch(_NAME, name):
-            raise IllegalEvent(f"{name!r} is no job name")
-        return name
-
-    def _write(self, *words: str) -> None:
-        self._last = max(self._last, self._start + timedelta(seconds=self._now_s() - self._start_s))
-        line = f"{self._last.isoformat(timespec='microseconds')} {' '.join(words)}\n"
-        self._waiting += line.encode()
-        with suppress(OSError):  # a full disk: tried again with the next line
-            while self._waiting:
-                self._waiting = self._waiting[os.write(self._fd, self._waiting) :]
-
-
-def _create(directory: Path, stem: str) -> tuple[Path, int]:
-    directory.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = directory / (f"{stem}.txt" if number == 1 else f"{stem}_{number}.txt")
-        try:
-            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        except FileExistsError:
-            number += 1
-
-
-def _cores(cores: Iterable[int]) -> CoreSet:
-    wanted = frozenset(cores)
-    if not wanted:
-        raise IllegalEvent("an empty set of cores")
-    return wanted
-
-
-def violations(text: str) -> list[str]:
-    """Every rule of the format that a log breaks, with its line; empty for a log that `SchedulerLogger` wrote."""
-    wrong: list[str] = []
-    legality = _Legality()
-    lines = text.split("\n")
-    if lines.pop() != "":
-        wrong.append("the last line has no end")
-    if not lines or not re.fullmatch(rf"{_TIME} start {SCHEDULER}", lines[0]):
-        wrong.append("line 1: not `start scheduler`")
-    if not lines or not re.fullmatch(rf"{_TIME} end {SCHEDULER}", lines[-1]):
-        wrong.append(f"line {len(lines)}: not `end scheduler`")
-    before = ""
-    for number, line in enumerate(lines, 1):
-        match = _LINE.fullmatch(line)
-        if match is None:
-            wrong.append(f"line {number}: not an event: {line[:80]!r}")
-            continue
-        if match["time"] < before:
-            wrong.append(f"line {number}: earlier than the line before")
-        before = match["time"]
-        if line.endswith(f" {SCHEDULER}") and number not in (1, len(lines)):
-            wrong.append(f"line {number}: {SCHEDULER} starts or ends in the middle")
-        try:
-            _replay(match, legality)
-        except IllegalEvent as error:
-            wrong.append(f"line {number}: {error}")
-    return wrong
-
-
-def _replay(match: re.Match[str], legality: _Legality) -> None:
-    if match["started"]:
-        legality.start(match["started"], _ascending(match["first"]))
-    elif match["moved"]:
-        if not legality.update(match["moved"], _ascending(match["cores"])):
-            raise IllegalEvent(f"{match['moved']}'s cores are unchanged")
-    elif match["verb"] == "end" and match["job"] != SCHEDULER:
-        legality.end(match["job"])
-    elif match["verb"] in {"pause", "unpause"}:
-        legality.pause(match["job"], paused=match["verb"] == "pause")
-
-
-def _ascending(text: str) -> CoreSet:
-    ids = [int(core) for core in text[1:-1].split(",")]
-    if ids != sorted(set(ids)):
-        raise IllegalEvent(f"{text} is not in ascending order")
-    return frozenset(ids)
+class IllegalEvent(ValueError):  # noqa: N818 -- the format's own word for it
+    """An event that the life cycle forbids: an error of the program that logs, not of its user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event as it was read: local time without a zone; cores, threads and comment where the event has them."""
+    """One line. `time` is local and has no zone; `threads` is None but in a start; `comment` is not quoted."""
 
     time: datetime
-    event: str
+    kind: str
     job: str
     cores: CoreSet = frozenset()
-    threads: int = 0
+    threads: int | None = None
     comment: str = ""
-    line: int = 0
+    line_number: int = field(default=0, compare=False)
+
+    @property
+    def batch(self) -> bool:
+        """Whether it is about a batch job."""
+        return self.job not in {SCHEDULER, SERVICE}
+
+    def __str__(self) -> str:
+        line = f"{self.time.isoformat(timespec='microseconds')} {self.kind} {self.job}"
+        if self.cores:
+            line += f" {format_list(self.cores)}"
+        if self.threads is not None:
+            line += f" {self.threads}"
+        if self.comment:
+            line += f" {quote_plus(self.comment, errors='backslashreplace')}"
+        return line
 
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """Something in a log that the format does not have: its kind, where, and what stands there."""
+    """What differs from the format: the line's number (from 1), the deviation's name, and the line's beginning."""
 
-    line: int
-    kind: str
+    line_number: int
+    code: str
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A log as it was read: its events in order, and everything odd about it."""
+    """The events in the order of their lines, and what differs from the format."""
 
-    events: tuple[Event, ...]
-    deviations: tuple[Deviation, ...]
+    events: tuple[Event, ...] = ()
+    deviations: tuple[Deviation, ...] = ()
 
 
-_SYNONYMS = {"updated_cores": "update_cores"}
-_PREFIXES = ("parsec_", "splash2x_", "parsec-", "splash2x-")
-_LOOSE = re.compile(
-    r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?)(?P<zone>Z|[+-]\d\d:\d\d)?\s+"
-    r"(?P<event>[A-Za-z_]+)\s+(?P<job>[A-Za-z][\w-]*)(?P<rest>.*)"
-)
-_LOOSE_CORES = re.compile(r"\s*(\[[\d\s,]*\])\s*(\d+)?\s*")
+class LifeCycle:
+    """Which events may follow which."""
+
+    def __init__(self) -> None:
+        self._state: dict[str, str] = {}
+        self._cores: dict[str, CoreSet] = {}
+
+    def fault(self, event: Event) -> str:
+        """The name of what is wrong with this event as the next one; empty if nothing is."""
+        kind, job, state = event.kind, event.job, self._state.get(event.job)
+        scheduler = self._state.get(SCHEDULER)
+        if kind == "start" and job == SCHEDULER:
+            return "second-run" if scheduler else ""
+        if scheduler != "running":
+            return "after-end-scheduler" if scheduler else "before-start-scheduler"
+        if kind == "custom":
+            return ""
+        if job == SCHEDULER:
+            return "" if kind == "end" else "not-for-scheduler"
+        if job == SERVICE and kind not in {"start", "update_cores"}:
+            return "not-for-memcached"
+        if kind == "start":
+            service = self._state.get(SERVICE)
+            if state == "running" or (event.batch and state):
+                return "start-twice"
+            if event.batch:
+                return "" if service in {"running", "missing"} else "no-start-memcached"
+            return "memcached-late" if service == "missing" else ""
+        if state is None:
+            return "before-start"
+        if state == "ended":
+            return "after-end"
+        if kind == "update_cores":
+            return "cores-unchanged" if event.cores and event.cores == self._cores.get(job) else ""
+        if kind == "unpause":
+            return "" if state == "paused" else "unpause-while-running"
+        return f"{kind}-while-paused" if state == "paused" else ""
+
+    def take(self, event: Event) -> None:
+        """Let it happen; after a fault, go on from the likeliest state."""
+        kind, job, state = event.kind, event.job, self._state.get(event.job)
+        if kind == "start" and job == SCHEDULER:
+            self._state, self._cores = {}, {}
+        self._state.setdefault(SCHEDULER, "running")
+        if kind == "end":
+            self._state[job] = "ended"
+        elif kind == "start":
+            self._state[job] = "running"
+            if event.batch and self._state.get(SERVICE) != "running":
+                self._state[SERVICE] = "missing"
+        elif kind == "pause" and state == "running":
+            self._state[job] = "paused"
+        elif kind == "unpause" and state == "paused":
+            self._state[job] = "running"
+        if event.cores:
+            self._cores[job] = event.cores
+            if job == SERVICE:
+                self._state.setdefault(SERVICE, "unannounced")
+
+
+class SchedulerLogger:
+    """Writes the log of one run; its first line at once.
+
+    The file is `logYYYYMMDD_HHMMSS.txt`, with `_2`, `_3`, ... where that exists: nothing is overwritten. A timestamp is
+    the wall clock at the start plus the monotonic time since, so that no step of the wall clock shows and none goes
+    back. A line that cannot be written (a full disk) does not stop the run: it is kept and written before the next one.
+
+    Every method raises `IllegalEvent`, and writes nothing, where the order of events forbids the call, and ValueError
+    for an empty set of cores. A job is a name or an enumeration's member whose value is one. A retry of a failed job is
+    told by a custom event, not by a start.
+
+    Args:
+        directory: made if it does not exist.
+        clock: the local wall clock, read once.
+        now_s: monotonic seconds, the run's own clock.
+
+    Attributes:
+        path: where the log lies.
+
+    Raises:
+        UserError: no file can be made there.
+    """
+
+    def __init__(
+        self,
+        directory: Path = Path("logs"),
+        clock: Callable[[], datetime] = datetime.now,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._now_s = now_s
+        self._begin_s = now_s()
+        self._begin = self._last = clock().replace(tzinfo=None)
+        self._cycle = LifeCycle()
+        self._pending = b""
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = _create(directory, self._begin.strftime("log%Y%m%d_%H%M%S"))
+        except OSError as error:
+            raise UserError(f"{directory}: {error.strerror}", "give one that can be written") from error
+        self.path = Path(self._file.name)
+        self._write("start", SCHEDULER)
+
+    @property
+    def lost_lines(self) -> int:
+        """How many lines are not on disk because they could not be written; 0 once a later attempt succeeds."""
+        return self._pending.count(b"\n")
+
+    def job_start(self, job: object, initial_cores: Iterable[int], initial_threads: int) -> None:
+        """Memcached or a batch job has started on these cores with so many threads."""
+        if initial_threads < 1:
+            raise IllegalEvent(f"{_name(job)} with {initial_threads} threads")
+        self._write("start", job, frozenset(nonempty(initial_cores)), initial_threads)
+
+    def job_end(self, job: object) -> None:
+        """A batch job has finished with exit code 0."""
+        self._write("end", job)
+
+    def update_cores(self, job: object, cores: Iterable[int]) -> None:
+        """Memcached or a job has other cores now; the same ones again are no event and leave no line."""
+        self._write("update_cores", job, frozenset(nonempty(cores)))
+
+    def job_pause(self, job: object) -> None:
+        """A running job has been paused."""
+        self._write("pause", job)
+
+    def job_unpause(self, job: object) -> None:
+        """A paused job goes on."""
+        self._write("unpause", job)
+
+    def custom_event(self, job: object, comment: str) -> None:
+        """Anything else worth knowing, about a job, memcached or the scheduler."""
+        if not comment.strip():
+            raise IllegalEvent("a custom event that says nothing")
+        self._write("custom", job, comment=comment)
+
+    def end(self) -> None:
+        """Write the last line, bring the file to the disk and close it."""
+        self._write("end", SCHEDULER)
+        with suppress(OSError):  # nothing is left to try; `lost_lines` tells
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _write(
+        self, kind: str, job: object, cores: CoreSet = frozenset(), threads: int | None = None, comment: str = ""
+    ) -> None:
+        now = max(self._last, self._begin + timedelta(seconds=self._now_s() - self._begin_s))
+        event = Event(now, kind, _name(job), cores, threads, comment)
+        if fault := self._cycle.fault(event):
+            if fault == "cores-unchanged":
+                return
+            raise IllegalEvent(f"{kind} {event.job}: {fault}")
+        self._cycle.take(event)
+        self._last = now
+        self._pending += f"{event}\n".encode()
+        with suppress(OSError):  # tried again with the next line
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) or 0 :]
 
 
 def parse(text: str) -> Log:
-    """Read a log by whoever wrote it: what can be understood is taken, with a named deviation for all that is odd.
-
-    Never raises. What the events mean together (a job that never ends, two runs in one file) is for the grader.
-    """
+    """Read any text; what is no event, or not quite one, is a deviation, and nothing raises (CR LF is told once)."""
+    lines = text.split("\n")
+    deviations: list[Deviation] = []
+    if crlf := next((number for number, line in enumerate(lines, 1) if line.endswith("\r")), 0):
+        deviations.append(Deviation(crlf, "crlf", ""))
+    if lines[-1]:
+        deviations.append(Deviation(len(lines), "no-final-newline", _excerpt(lines[-1])))
+    else:
+        lines.pop()
     events: list[Event] = []
-    odd: list[Deviation] = []
-    for number, raw in enumerate(text.split("\n"), 1):
-        line = raw.rstrip()
-        if line != raw:
-            odd.append(Deviation(number, "blanks or a carriage return at the end", raw[-20:]))
-        if line:
-            event = _read(line, number, odd)
-            if event is not None:
-                events.append(event)
-    if text and not text.endswith("\n"):
-        odd.append(Deviation(text.count("\n") + 1, "no newline at the end", text[-20:]))
-    return Log(tuple(events), tuple(odd))
+    cycle = LifeCycle()
+    for number, raw in enumerate(lines, 1):
+        line = raw.removesuffix("\r")
+        event, codes = _read_line(line, number)
+        if event is not None:
+            if events and event.time < events[-1].time:
+                codes.append("time-goes-back")
+            if fault := cycle.fault(event):
+                codes.append(fault)
+            cycle.take(event)
+            events.append(event)
+        deviations += [Deviation(number, code, _excerpt(line)) for code in codes]
+    return Log(tuple(events), tuple(sorted(deviations, key=lambda deviation: deviation.line_number)))
 
 
-def _read(line: str, number: int, odd: list[Deviation]) -> Event | None:
-    def deviate(kind: str) -> None:
-        odd.append(Deviation(number, kind, line[:120]))
+def check(log: Log) -> list[str]:
+    """Why the run does not count, one line each; empty if it does: every batch job both starts and ends."""
+    started = {e.job: e.line_number for e in log.events if e.batch and e.kind == "start"}
+    ended = {e.job: e.line_number for e in log.events if e.batch and e.kind == "end"}
+    reasons = [f"line {line}: {job} starts and never ends" for job, line in started.items() if job not in ended]
+    reasons += [f"line {line}: {job} ends and never starts" for job, line in ended.items() if job not in started]
+    return reasons if started or ended else ["no batch job"]
 
-    match = _LOOSE.fullmatch(line)
+
+def violations(text: str) -> list[str]:
+    """Every rule of the format that a run's log breaks, one line each, with its line number; nothing is forgiven."""
+    lines = text.split("\n")
+    found = [] if not lines.pop() else [f"line {len(lines) + 1}: does not end with a line feed"]
+    cycle = LifeCycle()
+    events: list[Event] = []
+    for number, line in enumerate(lines, 1):
+        event, codes = _read_line(line, number) if _STRICT.fullmatch(line) else (None, [])
+        if event is None or codes:
+            found.append(f"line {number}: not in the grammar: {_excerpt(line)}")
+            continue
+        if events and event.time < events[-1].time:
+            found.append(f"line {number}: time-goes-back")
+        if fault := cycle.fault(event):
+            found.append(f"line {number}: {event.kind} {event.job}: {fault}")
+        cycle.take(event)
+        events.append(event)
+    if not events or (events[0].kind, events[0].job) != ("start", SCHEDULER):
+        found.append("the first line is not `start scheduler`")
+    if not events or (events[-1].kind, events[-1].job) != ("end", SCHEDULER):
+        found.append("the last line is not `end scheduler`")
+    return found
+
+
+def _create(directory: Path, stem: str) -> FileIO:
+    for number in count(1):
+        with suppress(FileExistsError):
+            return FileIO(directory / (f"{stem}.txt" if number == 1 else f"{stem}_{number}.txt"), "xb")
+    raise AssertionError("count() does not end")
+
+
+def _name(job: object) -> str:
+    name = getattr(job, "value", job)
+    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+        raise IllegalEvent(f"{name!r} is no job name")
+    return name
+
+
+def _excerpt(line: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in line[:80])
+
+
+def _read_line(line: str, number: int) -> tuple[Event | None, list[str]]:
+    """The event on a line, if there is one, and the deviations in its form."""
+    if not line.strip():
+        return None, ["blank-line"]
+    match = _LINE.fullmatch(line.strip())
+    moment, codes = _read_time(match[1]) if match else (None, [])
+    if match is None or moment is None:
+        return None, ["not-an-event"]
+    kind, job, rest = match[3], match[5], (match[7] or "")
+    if line != line.strip() or {match[2], match[4], match[6] or " "} != {" "}:
+        codes.append("blanks")
+    if kind == "updated_cores":
+        kind = "update_cores"
+        codes.append("event-alias")
+    if kind not in KINDS:
+        return None, [*codes, "unknown-event"]
+    if prefix := _PREFIX.match(job):
+        job = job[prefix.end() :]
+        codes.append("job-prefix")
+    if not re.fullmatch(_NAME, job):
+        job = job.lower()
+        codes.append("job-name")
+    event = Event(moment, kind, job, line_number=number)
+    if kind == "custom":
+        if re.fullmatch(_WORD, rest):
+            rest = unquote_plus(rest)
+        elif rest:
+            codes.append("custom-unquoted")
+        return replace(event, comment=rest), codes if rest.strip() else [*codes, "custom-empty"]
+    if kind == "update_cores" or (kind == "start" and job != SCHEDULER):
+        return _read_arguments(event, rest, codes), codes
+    return event, [*codes, "extra-arguments"] if rest else codes
+
+
+def _read_time(word: str) -> tuple[datetime | None, list[str]]:
+    match = _TIME.fullmatch(word)
+    if match is None:
+        return None, []
     try:
-        when = datetime.fromisoformat(match["time"]) if match else None
+        moment = datetime.fromisoformat(match[1])
     except ValueError:
-        when = None
-    if match is None or when is None:
-        deviate("not an event")
-        return None
-    if "." not in match["time"]:
-        deviate("no microseconds")
-    if match["zone"]:
-        deviate("a time zone")
-    name = _SYNONYMS.get(match["event"], match["event"])
-    if name not in EVENTS:
-        deviate("an unknown event")
-        return None
-    if name != match["event"]:
-        deviate("another name for the event")
-    job = match["job"].lower()
-    bare = next((job.removeprefix(prefix) for prefix in _PREFIXES if job.startswith(prefix)), job)
-    if bare != match["job"]:
-        deviate("a prefix or capitals in the job's name")
-    rest = match["rest"]
-    if name == "custom":
-        comment = rest.strip()
-        if not re.fullmatch(r"[A-Za-z0-9_.\-~%+]+", comment):
-            deviate("a comment that is not quoted" if comment else "an empty comment")
-        return Event(when, name, bare, comment=unquote_plus(comment), line=number)
-    if bare == SCHEDULER or name in {"end", "pause", "unpause"}:
-        if rest.strip():
-            deviate("arguments where there are none")
-        return Event(when, name, bare, line=number)
-    listed = _LOOSE_CORES.fullmatch(rest)
-    ids = [int(core) for core in re.findall(r"\d+", listed[1])] if listed else []
-    if listed is None or not ids or (name == "start") != bool(listed[2]):
-        deviate("cores or threads are missing")
-    elif listed[1] != format_list(ids):
-        deviate("a list of cores not in the format")
-    threads = int(listed[2]) if listed and listed[2] else 0
-    return Event(when, name, bare, frozenset(ids), threads, line=number)
+        return None, []
+    fraction = [] if len(match[2] or "") == 6 else ["timestamp-fraction"]
+    return moment, fraction + (["timestamp-zone"] if match[3] else [])
+
+
+def _read_arguments(event: Event, rest: str, codes: list[str]) -> Event:
+    match = _ARGUMENTS.fullmatch(rest)
+    if match is None:
+        codes.append("core-list-bad" if rest else "missing-arguments")
+        return event
+    written, number, more = match.groups()
+    ids = re.sub(r"[^0-9,-]", "", written)
+    try:
+        cores = parse_ranges(ids)
+        canonical = format_list(cores)
+    except (UserError, ValueError):  # no list, an empty one, or of more digits than Python converts
+        codes.append("core-list-bad")
+        return event
+    if written != canonical:
+        order = [int(core) for core in ids.split(",") if core.isdigit()]
+        codes += ["core-list-order"] if order != sorted(order) else []
+        codes += ["core-list-form"] if len(order) != len(cores) or re.fullmatch(_CORES, written) is None else []
+    if event.kind == "update_cores":
+        codes += ["extra-arguments"] if number else []
+        return replace(event, cores=cores)
+    threads = int(number) if re.fullmatch(r"[1-9][0-9]{0,5}", number or "") else None
+    codes += ["missing-arguments"] if threads is None else []
+    codes += ["extra-arguments"] if more else []
+    return replace(event, cores=cores, threads=threads)
