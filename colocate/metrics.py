@@ -1,84 +1,126 @@
-"""One record a tick (cause, action, effect), as JSON lines beside the event log.
-
-The loop only appends to a list; a thread formats and writes it once a second, so that a slow disk slows nobody.
-"""
+"""The run's metrics: one record a tick (cause, action, effect), as JSON lines beside the event log."""
 
 from __future__ import annotations
 
 import json
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 
-_EVERY_S = 1.0
+from colocate.errors import UserError
+
+_FLUSH_S = 1.0
+_KEEP_RECORDS = 20_000  # a quarter of an hour of ticks that a stuck disk may hold up
+_CLOSE_S = 2.0
 
 
-def metrics_path(log: Path) -> Path:
-    """Where the metrics of a run lie: beside its event log."""
-    return log.with_suffix(".jsonl")
+def metrics_path(log_path: Path) -> Path:
+    """Where the metrics of the run with this event log lie: `log20260412_111346.jsonl`."""
+    return log_path.with_suffix(".jsonl")
+
+
+def finite(value: object) -> object:
+    """The same, as JSON can hold it: None for a number that is not finite, text for what JSON does not know."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [finite(item) for item in value]
+    return str(value)
 
 
 class MetricsWriter:
-    """Appends records to a file; a disk that refuses costs the records, never the run.
+    """Writes records from a thread, once a second, so that the loop never waits for the disk.
+
+    A killed run loses its last second. What cannot be written is dropped and counted; it never stops the run.
 
     Args:
-        path: the file; its directory exists.
+        path: a file that does not exist.
 
     Attributes:
-        lost: records that could not be written.
+        path: where the records lie.
+        lost_records: how many could not be written.
+
+    Raises:
+        UserError: the file cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lost = 0
-        self._records: list[Mapping[str, object]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self.lost_records = 0
+        try:
+            self._file = FileIO(path, "xb")
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}", "give a directory for logs that can be written") from error
+        self._encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), check_circular=False).encode
+        self._lines: deque[str] = deque()  # appended to and taken from by different threads
+        self._torn = False
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
         self._thread.start()
 
     def write(self, record: Mapping[str, object]) -> None:
-        """Take a record; it must not be changed afterwards."""
-        self._records.append(record)
+        """Take a record; what it holds may change afterwards."""
+        try:
+            line = self._encode(record)
+        except (TypeError, ValueError):  # a number that is not finite, a set
+            line = self._encode(finite(record))
+        if len(self._lines) < _KEEP_RECORDS:
+            self._lines.append(line)
+        else:
+            self.lost_records += 1
 
     def close(self) -> None:
-        """Write what is left; idempotent."""
-        self._stop.set()
-        self._thread.join(timeout=2.0)
+        """Write what is left, for two seconds at most; idempotent."""
+        self._closing.set()
+        self._thread.join(_CLOSE_S)
 
-    def _run(self) -> None:
-        while not self._stop.wait(_EVERY_S):
+    def _work(self) -> None:
+        while not self._closing.wait(_FLUSH_S):
             self._flush()
         self._flush()
+        self._file.close()
 
     def _flush(self) -> None:
-        records, self._records = self._records, []
-        if not records:
-            return
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        data = "".join(f"{line}\n" for line in lines).encode()
+        if data and self._torn:
+            data = b"\n" + data
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(f"{json.dumps(_finite(record), separators=(',', ':'))}\n" for record in records))
+            while data:
+                data = data[self._file.write(data) or 0 :]
+                self._torn = False
         except OSError:
-            self.lost += len(records)
+            self._torn = True  # so that the next record begins on a line of its own
+            self.lost_records += data.lstrip(b"\n").count(b"\n")
 
 
 def read(path: Path) -> Iterator[dict[str, object]]:
-    """The records of a file; a line that is no record (the torn last one of a killed run) is skipped.
+    """The records; a torn line, as a killed run or a full disk leaves it, is skipped.
 
     Raises:
         OSError: the file cannot be read.
     """
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
+        for record in map(_decode, file):
+            if record is not None:
                 yield record
 
 
-def _finite(record: Mapping[str, object]) -> dict[str, object]:
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
-    }
+def _decode(line: str) -> dict[str, object] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def to_json(document: object, *, indent: int | None = None) -> str:
+    """JSON text in which numbers that are not finite are null."""
+    return json.dumps(finite(document), indent=indent, allow_nan=False)
