@@ -7,14 +7,16 @@ course groups and on a 2-core machine (docs/policies.md tells them).
 
 from colocate.policy import Plan, Policy, View, share_out
 
+_GLANCE_S, _GLANCES = 0.25, 4  # one look of 50 ms at the run-queue delay says little
+
 
 class Reactive(Policy):
     """Sizes memcached from its CPU need and its run-queue delay; everything else goes to the jobs.
 
-    Up: at the very tick at which it uses more than `high` of its cores, or its threads wait more than `wait_us` a
-    time slice while it uses more than `low` of them, or its latency breaks the SLO while it has work. Where it is
-    saturated its true need is hidden, so it gets a core for each thread at once. Down: to what the highest need of
-    the last `hold_s` seconds asks for, once that has been less for all that time.
+    Up: at the very tick at which it uses more than `high` of its cores; when its threads wait more than `wait_us` a
+    time slice (over a quarter of a second), or its latency breaks the SLO, while it uses more than `low` of them. Where
+    it is saturated its true need is hidden, so it gets a core for each thread at once. Down: to what the highest need
+    of the last `hold_s` seconds asks for, once that has been less for all that time.
 
     Options:
         high: share of its cores above which it grows, and which a smaller set must not reach either.
@@ -24,6 +26,7 @@ class Reactive(Policy):
         crowded_us: the same where threads outnumber cores.
         hold_s: seconds for which a smaller need must have lasted before a core is taken.
         remember_s: seconds for which it remembers the CPU use at which a core count was too few.
+        settle_s: seconds after a change of its cores in which its latency still tells of those that it had before.
     """
 
     high: float = 0.75
@@ -32,19 +35,24 @@ class Reactive(Policy):
     crowded_us: float = 150.0
     hold_s: float = 1.5
     remember_s: float = 30.0
+    settle_s: float = 3.0
 
     def prepare(self) -> None:
         """Start with nothing known."""
         self._needs: list[tuple[float, int]] = []
         self._trouble: dict[int, tuple[float, float]] = {}  # core count -> (when, CPU use at which it was too few)
+        self._cores = (0, float("-inf"))  # its core count, and since when
 
     def decide(self, view: View) -> Plan:
         """Up at once, down slowly; the rest to the jobs."""
+        now = len(view.service.cores)
+        if now != self._cores[0]:
+            self._cores = (now, view.time_s)
         need, reason = self._need(view)
         self._needs = [(t, n) for t, n in self._needs if t > view.time_s - self.hold_s]
         self._needs.append((view.time_s, need))
         lately = max(n for _, n in self._needs)
-        service = max(need, min(len(view.service.cores), lately))
+        service = max(need, min(now, lately))
         if service > need:
             reason = f"holding {service} for {self.hold_s:g} s, {reason}"
         return Plan(service, share_out(view.jobs.values(), view.total_cores - service), reason=reason)
@@ -70,11 +78,13 @@ class Reactive(Policy):
         """What shows that memcached suffers although it is not out of CPU; empty when nothing does."""
         if used < self.low * now:
             return ""
-        wait = view.service.wait_us.value or 0.0
-        if wait > (self.crowded_us if view.service.threads > now else self.wait_us):
-            return f"waits {wait:.0f} us a slice"
+        wait = view.window("wait_us", _GLANCE_S)
+        limit_us = self.crowded_us if view.service.threads > now else self.wait_us
+        if view.service.wait_us.fresh(_GLANCE_S) and wait.samples >= _GLANCES and wait.mean > limit_us:
+            return f"waits {wait.mean:.0f} us a slice"
         latency = view.service.latency_ms
-        if latency.fresh(1.0) and (latency.value or 0.0) > view.slo.latency_ms:
+        settled = view.time_s - self._cores[1] > self.settle_s  # else it tells of the cores that it had before
+        if settled and latency.fresh(1.0) and (latency.value or 0.0) > view.slo.latency_ms:
             return f"p{view.slo.percentile:g} is {latency.value:.2f} ms"
         return ""
 

@@ -8,7 +8,18 @@ from colocate.jobs import JobEvent, JobEventKind, JobSpec, JobState
 from colocate.move import Move, MoveKind
 from colocate.policy import Plan, Policy
 from colocate.topology import Topology
-from colocate.view import CoreUse, JobSample, JobView, Observation, ServiceSample, ServiceView, Signal, Slo, View
+from colocate.view import (
+    CoreUse,
+    JobSample,
+    JobView,
+    Observation,
+    Series,
+    ServiceSample,
+    ServiceView,
+    Signal,
+    Slo,
+    View,
+)
 
 
 def spec(name: str, threads: int = 1, **facts: object) -> JobSpec:
@@ -63,6 +74,7 @@ def view(
     service_cores: frozenset[int] = frozenset({0}),
     sample: ServiceSample | None = None,
     jobs: Mapping[str, JobView] | None = None,
+    series: Mapping[str, Series] | None = None,
 ) -> View:
     seen = sample or service_sample()
     return View(
@@ -74,6 +86,7 @@ def view(
             service_cores, 1, seen.threads, seen.cpu_cores, seen.wait_us, seen.wait_cores, seen.qps, seen.latency_ms, 4
         ),
         jobs=jobs or {},
+        series=series or {},
     )
 
 

@@ -6,16 +6,24 @@ from colocate.errors import UserError
 from colocate.jobs import JobState
 from colocate.packing import share_out, speedup
 from colocate.policy import Plan, load_policy, options, policy_names
+from colocate.view import History
 from tests.builders import job_view, service_sample, spec, view
 
 JOBS = {name: job_view(name) for name in "abc"}
 
 
-def at(policy, time_s, cpu_cores, cores=1, total=4, **sample):
+def at(policy, time_s, cpu_cores, cores=1, total=4, waited_us=None, **sample):
+    """One decision; `waited_us` is the run-queue delay of the last half second."""
     seen = service_sample(cpu_cores, **sample)
+    history = History()
+    for tick in range(10):
+        history.add("wait_us", time_s - 0.05 * (10 - tick), waited_us)
     return policy.decide(
-        view(time_s=time_s, total=total, service_cores=frozenset(range(cores)), sample=seen, jobs=JOBS)
-    )
+        view(
+            time_s=time_s, total=total, service_cores=frozenset(range(cores)), sample=seen, jobs=JOBS,
+            series=history.series(),
+        )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", policy_names())
@@ -57,9 +65,20 @@ def test_reactive_grows_at_the_very_tick():
 
 
 def test_reactive_sees_run_queue_delay_and_latency_while_there_is_work():
-    for trouble in ({"wait_us": 400.0}, {"latency_ms": 1.5}):
-        assert at(load_policy("reactive"), 0.0, 0.5, **trouble).service == 2
-        assert at(load_policy("reactive"), 0.0, 0.02, **trouble).service == 1, "an idle memcached needs nothing"
+    for trouble in ({"waited_us": 400.0}, {"latency_ms": 1.5}):
+        policy = load_policy("reactive")
+        assert at(policy, 0.0, 0.5).service == 1
+        assert at(policy, 5.0, 0.5, **trouble).service == 2
+        assert at(load_policy("reactive"), 5.0, 0.02, **trouble).service == 1, "an idle memcached needs nothing"
+
+
+def test_reactive_does_not_blame_new_cores_for_old_latency():
+    policy = load_policy("reactive", ["hold_s=0.5", "settle_s=3"])
+    at(policy, 0.0, 0.5)
+    assert at(policy, 5.0, 0.5, latency_ms=1.5).service == 2
+    at(policy, 5.05, 0.5, cores=2)
+    at(policy, 5.1, 0.4, latency_ms=1.5)
+    assert at(policy, 6.0, 0.4, latency_ms=1.5).service == 1, "a figure over seconds tells of the cores it had before"
 
 
 def test_reactive_shrinks_slowly():
@@ -70,11 +89,11 @@ def test_reactive_shrinks_slowly():
 
 def test_reactive_does_not_go_back_to_where_it_had_trouble():
     policy = load_policy("reactive", ["hold_s=1.0", "remember_s=10"])
-    at(policy, 0.0, 0.6, wait_us=400.0)
+    at(policy, 0.0, 0.6, waited_us=400.0)
     assert at(policy, 2.0, 0.6, cores=2).service == 2, "one core was too few for just that"
     assert at(policy, 3.5, 0.3, cores=2).service == 1, "but will do for half of it"
     policy = load_policy("reactive", ["hold_s=1.0", "remember_s=10"])
-    at(policy, 0.0, 0.6, wait_us=400.0)
+    at(policy, 0.0, 0.6, waited_us=400.0)
     assert at(policy, 11.0, 0.6, cores=2).service == 1, "it forgets"
 
 

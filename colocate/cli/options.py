@@ -6,6 +6,7 @@ import argparse
 import re
 import tomllib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -121,7 +122,7 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> a
 
 
 def _config_path(argv: Sequence[str]) -> Path | None:
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in pairwise([*argv, ""]):
         if word == "--config":
             return Path(following)
         if word.startswith("--config="):

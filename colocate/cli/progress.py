@@ -68,7 +68,8 @@ class RunView:
         if self._live is not None:
             self._live.update(_table(decision.view, now_s - self._begin_s, decision.plan.reason), refresh=True)
         else:
-            self._console.print(_line(decision.view, now_s - self._begin_s), highlight=False, markup=False)
+            text = _line(decision.view, now_s - self._begin_s)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _service(view: View) -> str:
