@@ -151,6 +151,8 @@ static int load_records(void)
     return fflush(stdout) ? 1 : 0;
 }
 
+/* Linux stops a real-time thread that uses over 95 % of a core for 50 ms in each second (sched(7)): that is a rate too
+ * high for one thread, and the lag tells. */
 static const char *be_realtime(void)
 {
     struct sched_param priority = {.sched_priority = 1};

@@ -62,7 +62,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--timeout", type=seconds, default=1.0, metavar="S", help="a request is lost after (1 s)")
     add("--lag-limit", type=latency_ms, default=LAG_LIMIT_MS, metavar="TIME", help=f"({LAG_LIMIT_MS}ms)")
     add("--spin", type=latency_ms, default=0.0, metavar="TIME", help="poll so long before a request is due (off)")
-    add("--realtime", action="store_true", help="real-time priority where permitted, else a better nice value")
+    add("--realtime", action="store_true", help="real-time priority, else a better nice value, where permitted")
     add("--cpu", type=count, metavar="N", help="run on this core")
     add("--output", type=Path, metavar="FILE", help="write mcperf's format there")
     add("--json", action="store_true", help="print one JSON document at the end")

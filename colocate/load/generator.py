@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from colocate_workloads import BuildError, binaries  # type: ignore[import-not-found]  # a folder under another name
+from colocate_workloads import BuildError, binaries
 
 from colocate.errors import UserError
 
@@ -196,15 +196,16 @@ def load_records(load: Load) -> None:
 
 
 def capacity_qps(server: str, port: int, seconds: float = 1.0) -> float:
-    """The answers a second when far more is offered than can be answered, with few requests open at a time.
+    """The answers a second when far more is offered than can be answered, one request open on each connection.
 
-    What generator and memcached can do together on this machine at this moment.
+    What generator and memcached can do together on this machine at this moment, without the gain of answering many
+    requests at once, on which a load below saturation cannot count.
 
     Raises:
         UserError: nobody listens there.
         FailedError: the load came to a bad end.
     """
-    load = Load(server, port, (300_000,), seconds, connections=8, depth=4, timeout_s=5.0)
+    load = Load(server, port, (300_000,), seconds, depth=1, timeout_s=5.0)
     with Generator(load) as generator:
         return sum(interval.answered for interval in generator) / seconds
 
