@@ -370,14 +370,16 @@ def test_what_the_end_of_a_run_leaves(rig: Rig, on_exit: str) -> None:
     assert not {thread.name for thread in new if thread.name.startswith("colocate")}
 
 
-def test_neither_threads_nor_files_are_left(behave_binary: Path, docker_client: object, behave_image: str) -> None:
+def test_neither_threads_nor_files_are_left(behave_binary: Path, behave_image: str) -> None:
     def cycle() -> None:
-        for rig in (DockerRig(docker_client, behave_image), ProcessRig(behave_binary, cgroups=True)):
+        client = docker.from_env()  # the session's own keeps as many connections as it once needed at a time
+        for rig in (DockerRig(client, behave_image), ProcessRig(behave_binary, cgroups=True)):
             rig.runtime.prepare([rig.spec("spin", "1")], lambda what, share: None)
             rig.run("spin", "1")
             rig.runtime.look()
             assert rig.runtime.close("stop", PATIENCE_S) == []
             rig.clean()
+        client.close()
 
     cycle()
     fds, threads = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()

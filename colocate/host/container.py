@@ -22,6 +22,7 @@ from colocate.jobs import JobEventKind, JobSpec
 SETTLE_S = 0.5
 GRACE_S = 1.0  # from SIGTERM to SIGKILL
 _FREEZE_S = 10.0  # a job that gets no CPU takes long to freeze, and a worker waits so long
+_EVENT_S, _ASK_AGAIN_S = 0.025, 0.01  # the engine takes 20 ms to notice an end; asking earlier only delays it
 _KILL_AGAIN_S, _KILLS = 5.0, 3
 _RECORD_BACK_OFF_S, _RECORD_TRIES = 1.0, 5
 
@@ -93,7 +94,7 @@ class Container(Wishes):
     def _start(self) -> None:
         with self._cond:
             before, cores = self._phase, self._cores
-            self._start_wished = self._suspect = False
+            self._start_wished = self._suspect = self._killed = False
             self._enter(Phase.STARTING)
         try:
             self._record.move(cores)
@@ -113,7 +114,7 @@ class Container(Wishes):
     def _init_ended(self) -> None:
         with self._cond:
             if self._grip.ended():  # and it is not an earlier one's
-                self._suspicious()
+                self._suspicious(_EVENT_S)
 
     def _inspect(self) -> None:
         """Ask the engine what has become of it."""
@@ -133,8 +134,8 @@ class Container(Wishes):
                 self._record.paused = state["Paused"]
                 self._record.cores = parse_ranges(found["HostConfig"]["CpusetCpus"])
                 self._suspect = self._grip.ended()  # then the engine only has not noticed yet
-                self._inspect_s = time.monotonic() + 0.005
-            elif state["Status"] in ("removing", "dead") and self._maybe_removed(state["ExitCode"]):
+                self._inspect_s = time.monotonic() + _ASK_AGAIN_S
+            elif state["Status"] in ("removing", "dead") and not self._stop_wished:
                 self._vanished()
             else:
                 self._end(state["ExitCode"])

@@ -31,6 +31,7 @@ from colocate.view import JobSample
 
 GRACE_S = 1.0  # from SIGTERM to SIGKILL
 _FREEZE_S = 10.0  # a job that gets no CPU takes long to freeze or to stop
+_ASK_AGAIN_S = 0.005
 _KILL_S = 2.0  # killed processes are gone within milliseconds, unless the kernel holds on to them
 
 # Constant; the job's words come as arguments. It waits where its cores can be set before its first instruction, and
@@ -169,9 +170,8 @@ class ProcessRuntime:
     def processes(self) -> dict[str, tuple[int, int]]:
         """Pid and start time (clock ticks after boot) of each job that has a process, for `kill_leftovers`."""
         with self._lock:
-            found = {name: one.process.pid for name, one in self._jobs.items() if one.process is not None}
-        times = {name: start_ticks(pid, self._root) for name, pid in found.items()}
-        return {name: (found[name], ticks) for name, ticks in times.items() if ticks is not None}
+            pids = {name: one.process.pid for name, one in self._jobs.items() if one.process is not None}
+        return {name: (pid, ticks) for name, pid in pids.items() if (ticks := start_ticks(pid, self._root)) is not None}
 
     def close(self, on_exit: OnExit, deadline_s: float) -> list[str]:
         """See `Runtime.close`."""
@@ -191,7 +191,7 @@ class ProcessRuntime:
                     one.group.close()
                     continue
                 if process is not None:
-                    self._kill_tree(one, process.pid)
+                    self._kill(one, process)
                     try:
                         process.wait(max(0.1, end_s - time.monotonic()))
                     except subprocess.TimeoutExpired:
@@ -302,9 +302,8 @@ class ProcessRuntime:
         return proctree.wait_until(lambda: self._frozen(one) is one.paused, wait_s)
 
     def _frozen(self, one: _Job) -> bool | None:
-        if one.group.freezer is not None:
-            return one.group.frozen()
-        return proctree.stopped(lambda: self._members(one), self._root)
+        grouped = one.group.freezer is not None
+        return one.group.frozen() if grouped else proctree.stopped(lambda: self._members(one), self._root)
 
     def _confirm(self, one: _Job, process: subprocess.Popen[bytes] | None, deadline_s: float) -> None:
         """Say that it is paused or resumed once it is."""
@@ -320,7 +319,7 @@ class ProcessRuntime:
                 one.paused = bool(self._frozen(one))
                 self._emit(one, JobEventKind.FAILED, detail=f"not {kind} within {_FREEZE_S:g} s")
             else:
-                self._watcher.later(0.005, lambda: self._confirm(one, process, deadline_s))
+                self._watcher.later(_ASK_AGAIN_S, lambda: self._confirm(one, process, deadline_s))
 
     def _members(self, one: _Job) -> list[int]:
         if one.group.directories():
@@ -345,10 +344,7 @@ class ProcessRuntime:
     def _kill(self, one: _Job, process: subprocess.Popen[bytes] | None) -> None:
         with self._lock:
             if process is not None and one.process is process:
-                self._kill_tree(one, process.pid)
-
-    def _kill_tree(self, one: _Job, pid: int) -> None:
-        proctree.kill_all(lambda: self._members(one), one.group, pid, 0.0)
+                proctree.kill_all(lambda: self._members(one), one.group, process.pid, 0.0)
 
     def _ended(self, one: _Job, process: subprocess.Popen[bytes]) -> None:
         """Its first process has ended: whatever that left behind goes with it, as in a container."""

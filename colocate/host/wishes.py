@@ -83,6 +83,7 @@ class Wishes:
         self._start_wished = self._stop_wished = False
         self._kills, self._kill_s = 0, 0.0
         self._suspect, self._inspect_s = False, 0.0  # is it over? when to ask
+        self._killed = False  # by the engine
         self._recording = False  # a call is on its way that may upset the files for a moment
         self._on_exit: OnExit | None = None
 
@@ -142,11 +143,13 @@ class Wishes:
             return sample if not self._recording else replace(sample, cores=self._cores, paused=self._paused)
 
     def hint(self, container_id: str, action: str, code: int | None) -> None:
-        """The engine's event stream tells of it (`die`, `destroy`, `pause`, `unpause`, `update`)."""
+        """The engine's event stream tells of it (`kill`, `die`, `destroy`, `pause`, `unpause`, `update`)."""
         with self._cond:
             if container_id != self._record.id:  # an earlier one of the same name
                 return
-            if self._phase is not Phase.RUNNING:
+            if action == "kill":
+                self._killed = True
+            elif self._phase is not Phase.RUNNING:
                 self._suspect |= self._phase is Phase.STARTING
                 if action == "destroy":
                     self._vanished()
@@ -199,11 +202,12 @@ class Wishes:
         return self._phase is Phase.RUNNING and self._grip.confirm(self._cores, paused=self._paused)
 
     def _maybe_removed(self, code: int) -> bool:
-        """A forced removal begins with a SIGKILL; whether it was one, only the engine's record tells."""
-        return code == _KILLED and not self._stop_wished
+        """A forced removal begins with the engine's SIGKILL; whether this is one, only its record tells."""
+        return self._killed and code == _KILLED and not self._stop_wished
 
-    def _suspicious(self) -> None:
-        self._suspect, self._inspect_s = True, 0.0
+    def _suspicious(self, wait_s: float = 0.0) -> None:
+        due_s = time.monotonic() + wait_s
+        self._suspect, self._inspect_s = True, min(due_s, self._inspect_s) if self._suspect else due_s
         self._cond.notify_all()
 
     def _end(self, code: int) -> None:
