@@ -33,9 +33,7 @@ _STRICT = re.compile(
     rf"(?:start scheduler|start (?!scheduler ){_NAME} {_CORES} [1-9][0-9]{{0,5}}|update_cores {_NAME} {_CORES}"
     rf"|(?:end|pause|unpause) {_NAME}|custom {_NAME} {_WORD})"
 )
-_TIME = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.([0-9]{1,9}))?)(Z|[+-][0-9]{2}:?[0-9]{2})?"
-)
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.(\d{1,9}))?)(Z|[+-]\d\d:?\d\d)?", re.ASCII)
 _PREFIX = re.compile(r"(?:parsec|splash2x?)[-_](?=.)", re.IGNORECASE)
 _LINE = re.compile(r"(\S+)(\s+)(\S+)(\s+)(\S+)(?:(\s+)(.*))?", re.DOTALL)
 _ARGUMENTS = re.compile(r"""(["']?\[[^\]]*\]["']?|["']?[0-9][0-9,-]*["']?)(?:\s+(\S+))?(?:\s+(.*))?""", re.DOTALL)
@@ -50,7 +48,7 @@ class Event:
     """One line. `time` is local and has no zone; `threads` is None but in a start; `comment` is not quoted."""
 
     time: datetime
-    kind: str
+    event: str
     job: str
     cores: CoreSet = frozenset()
     threads: int | None = None
@@ -63,7 +61,7 @@ class Event:
         return self.job not in {SCHEDULER, SERVICE}
 
     def __str__(self) -> str:
-        line = f"{self.time.isoformat(timespec='microseconds')} {self.kind} {self.job}"
+        line = f"{self.time.isoformat(timespec='microseconds')} {self.event} {self.job}"
         if self.cores:
             line += f" {format_list(self.cores)}"
         if self.threads is not None:
@@ -99,7 +97,7 @@ class LifeCycle:
 
     def fault(self, event: Event) -> str:
         """The name of what is wrong with this event as the next one; empty if nothing is."""
-        kind, job, state = event.kind, event.job, self._state.get(event.job)
+        kind, job, state = event.event, event.job, self._state.get(event.job)
         scheduler = self._state.get(SCHEDULER)
         if kind == "start" and job == SCHEDULER:
             return "second-run" if scheduler else ""
@@ -130,7 +128,7 @@ class LifeCycle:
 
     def take(self, event: Event) -> None:
         """Let it happen; after a fault, go on from the likeliest state."""
-        kind, job, state = event.kind, event.job, self._state.get(event.job)
+        kind, job, state = event.event, event.job, self._state.get(event.job)
         if kind == "start" and job == SCHEDULER:
             self._state, self._cores = {}, {}
         self._state.setdefault(SCHEDULER, "running")
@@ -154,12 +152,11 @@ class SchedulerLogger:
     """Writes the log of one run; its first line at once.
 
     The file is `logYYYYMMDD_HHMMSS.txt`, with `_2`, `_3`, ... where that exists: nothing is overwritten. A timestamp is
-    the wall clock at the start plus the monotonic time since, so that no step of the wall clock shows and none goes
-    back. A line that cannot be written (a full disk) does not stop the run: it is kept and written before the next one.
+    the wall clock at the start plus the monotonic time since, so that no step of the wall clock shows. A line that
+    cannot be written (a full disk) does not stop the run: it is kept and tried again before the next one.
 
-    Every method raises `IllegalEvent`, and writes nothing, where the order of events forbids the call, and ValueError
-    for an empty set of cores. A job is a name or an enumeration's member whose value is one. A retry of a failed job is
-    told by a custom event, not by a start.
+    Every method raises `IllegalEvent`, and writes nothing, for what the order of events or the format forbids. A job is
+    a name or an enumeration's member whose value is one. A retry is told by a custom event, not by a second start.
 
     Args:
         directory: made if it does not exist.
@@ -201,7 +198,7 @@ class SchedulerLogger:
         """Memcached or a batch job has started on these cores with so many threads."""
         if initial_threads < 1:
             raise IllegalEvent(f"{_name(job)} with {initial_threads} threads")
-        self._write("start", job, frozenset(nonempty(initial_cores)), initial_threads)
+        self._write("start", job, _core_set(initial_cores), initial_threads)
 
     def job_end(self, job: object) -> None:
         """A batch job has finished with exit code 0."""
@@ -209,7 +206,7 @@ class SchedulerLogger:
 
     def update_cores(self, job: object, cores: Iterable[int]) -> None:
         """Memcached or a job has other cores now; the same ones again are no event and leave no line."""
-        self._write("update_cores", job, frozenset(nonempty(cores)))
+        self._write("update_cores", job, _core_set(cores))
 
     def job_pause(self, job: object) -> None:
         """A running job has been paused."""
@@ -251,16 +248,14 @@ class SchedulerLogger:
 
 def parse(text: str) -> Log:
     """Read any text; what is no event, or not quite one, is a deviation, and nothing raises (CR LF is told once)."""
-    lines = text.split("\n")
-    deviations: list[Deviation] = []
+    lines, deviations = text.split("\n"), list[Deviation]()
     if crlf := next((number for number, line in enumerate(lines, 1) if line.endswith("\r")), 0):
         deviations.append(Deviation(crlf, "crlf", ""))
     if lines[-1]:
         deviations.append(Deviation(len(lines), "no-final-newline", _excerpt(lines[-1])))
     else:
         lines.pop()
-    events: list[Event] = []
-    cycle = LifeCycle()
+    events, cycle = list[Event](), LifeCycle()
     for number, raw in enumerate(lines, 1):
         line = raw.removesuffix("\r")
         event, codes = _read_line(line, number)
@@ -277,8 +272,8 @@ def parse(text: str) -> Log:
 
 def check(log: Log) -> list[str]:
     """Why the run does not count, one line each; empty if it does: every batch job both starts and ends."""
-    started = {e.job: e.line_number for e in log.events if e.batch and e.kind == "start"}
-    ended = {e.job: e.line_number for e in log.events if e.batch and e.kind == "end"}
+    started = {e.job: e.line_number for e in log.events if e.batch and e.event == "start"}
+    ended = {e.job: e.line_number for e in log.events if e.batch and e.event == "end"}
     reasons = [f"line {line}: {job} starts and never ends" for job, line in started.items() if job not in ended]
     reasons += [f"line {line}: {job} ends and never starts" for job, line in ended.items() if job not in started]
     return reasons if started or ended else ["no batch job"]
@@ -288,8 +283,7 @@ def violations(text: str) -> list[str]:
     """Every rule of the format that a run's log breaks, one line each, with its line number; nothing is forgiven."""
     lines = text.split("\n")
     found = [] if not lines.pop() else [f"line {len(lines) + 1}: does not end with a line feed"]
-    cycle = LifeCycle()
-    events: list[Event] = []
+    events, cycle = list[Event](), LifeCycle()
     for number, line in enumerate(lines, 1):
         event, codes = _read_line(line, number) if _STRICT.fullmatch(line) else (None, [])
         if event is None or codes:
@@ -298,12 +292,12 @@ def violations(text: str) -> list[str]:
         if events and event.time < events[-1].time:
             found.append(f"line {number}: time-goes-back")
         if fault := cycle.fault(event):
-            found.append(f"line {number}: {event.kind} {event.job}: {fault}")
+            found.append(f"line {number}: {event.event} {event.job}: {fault}")
         cycle.take(event)
         events.append(event)
-    if not events or (events[0].kind, events[0].job) != ("start", SCHEDULER):
+    if not events or (events[0].event, events[0].job) != ("start", SCHEDULER):
         found.append("the first line is not `start scheduler`")
-    if not events or (events[-1].kind, events[-1].job) != ("end", SCHEDULER):
+    if not events or (events[-1].event, events[-1].job) != ("end", SCHEDULER):
         found.append("the last line is not `end scheduler`")
     return found
 
@@ -320,6 +314,13 @@ def _name(job: object) -> str:
     if not isinstance(name, str) or not re.fullmatch(_NAME, name):
         raise IllegalEvent(f"{name!r} is no job name")
     return name
+
+
+def _core_set(cores: Iterable[int]) -> CoreSet:
+    try:
+        return frozenset(nonempty(cores))
+    except ValueError as error:
+        raise IllegalEvent(str(error)) from error
 
 
 def _excerpt(line: str) -> str:
@@ -389,7 +390,7 @@ def _read_arguments(event: Event, rest: str, codes: list[str]) -> Event:
         order = [int(core) for core in ids.split(",") if core.isdigit()]
         codes += ["core-list-order"] if order != sorted(order) else []
         codes += ["core-list-form"] if len(order) != len(cores) or re.fullmatch(_CORES, written) is None else []
-    if event.kind == "update_cores":
+    if event.event == "update_cores":
         codes += ["extra-arguments"] if number else []
         return replace(event, cores=cores)
     threads = int(number) if re.fullmatch(r"[1-9][0-9]{0,5}", number or "") else None

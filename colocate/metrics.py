@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 
-from colocate.errors import UserError
-
 _FLUSH_S = 1.0
 _KEEP_RECORDS = 20_000  # a quarter of an hour of ticks that a stuck disk may hold up
 _CLOSE_S = 2.0
@@ -41,23 +39,16 @@ class MetricsWriter:
     A killed run loses its last second. What cannot be written is dropped and counted; it never stops the run.
 
     Args:
-        path: a file that does not exist.
+        path: the file, appended to.
 
     Attributes:
         path: where the records lie.
-        lost_records: how many could not be written.
-
-    Raises:
-        UserError: the file cannot be made.
+        lost: how many could not be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lost_records = 0
-        try:
-            self._file = FileIO(path, "xb")
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}", "give a directory for logs that can be written") from error
+        self.lost = 0
         self._encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), check_circular=False).encode
         self._lines: deque[str] = deque()  # appended to and taken from by different threads
         self._torn = False
@@ -74,7 +65,7 @@ class MetricsWriter:
         if len(self._lines) < _KEEP_RECORDS:
             self._lines.append(line)
         else:
-            self.lost_records += 1
+            self.lost += 1
 
     def close(self) -> None:
         """Write what is left, for two seconds at most; idempotent."""
@@ -85,20 +76,20 @@ class MetricsWriter:
         while not self._closing.wait(_FLUSH_S):
             self._flush()
         self._flush()
-        self._file.close()
 
     def _flush(self) -> None:
         lines = [self._lines.popleft() for _ in range(len(self._lines))]
-        data = "".join(f"{line}\n" for line in lines).encode()
-        if data and self._torn:
-            data = b"\n" + data
+        if not lines:
+            return
+        data = ("\n" * self._torn + "".join(f"{line}\n" for line in lines)).encode()
         try:
-            while data:
-                data = data[self._file.write(data) or 0 :]
-                self._torn = False
+            with FileIO(self.path, "ab") as file:
+                while data:
+                    data = data[file.write(data) or 0 :]
+            self._torn = False
         except OSError:
             self._torn = True  # so that the next record begins on a line of its own
-            self.lost_records += data.lstrip(b"\n").count(b"\n")
+            self.lost += data.lstrip(b"\n").count(b"\n")
 
 
 def read(path: Path) -> Iterator[dict[str, object]]:
@@ -119,8 +110,3 @@ def _decode(line: str) -> dict[str, object] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def to_json(document: object, *, indent: int | None = None) -> str:
-    """JSON text in which numbers that are not finite are null."""
-    return json.dumps(finite(document), indent=indent, allow_nan=False)

@@ -2,20 +2,26 @@
 
 The makespan is from the first batch job's start to the last one's end. The violation ratio is taken over the load
 generator's intervals that overlap that window; other denominators in use are given beside it. A run counts only if
-every batch job both starts and ends.
+every batch job both starts and ends; the violation ratio of one that does not is taken until its last event.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from itertools import pairwise
 
 from colocate import mcperf
-from colocate.eventlog import SCHEDULER, SERVICE, Event, Log
+from colocate.cores import CoreSet
+from colocate.errors import UserError
+from colocate.eventlog import SERVICE, Event, Log, check
+from colocate.report.suspicions import runs, suspicions, told
 
 _HOUR_S = 3600.0
+_MAX_OFFSET_H = 26  # between two zones
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class JobGrade:
     start_s: float
     wall_s: float | None
     run_s: float | None
-    threads: int
+    threads: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,53 +90,54 @@ class Grade:
 @dataclass(slots=True)
 class _Life:
     start: datetime
-    threads: int
+    threads: int | None
+    cores: CoreSet = frozenset()
+    moves: int = 0
+    pauses: int = 0
     end: datetime | None = None
     paused: datetime | None = None
     pause_s: float = 0.0
 
 
 def grade(log: Log, intervals: Sequence[Interval] = (), slo_ms: float = 0.8) -> Grade:
-    """Grade one run; never divides by zero, never raises on an odd log."""
-    warnings: list[str] = []
-    events = _one_run(log.events, warnings)
-    lives = _lives(events)
-    ends = [life.end for life in lives.values() if life.end is not None]
-    first = min((life.start for life in lives.values()), default=None)
-    complete = bool(lives) and len(ends) == len(lives)
-    if not lives:
-        warnings.append("no batch job has started")
-    jobs = {name: _job(life, first) for name, life in lives.items() if first is not None}
-    moves = sum(event.event == "update_cores" for event in events)
-    pauses = sum(event.event == "pause" for event in events)
-    if first is None or not ends:
-        return Grade(complete, None, jobs, core_moves=moves, pauses=pauses, warnings=tuple(warnings))
-    window = (first.timestamp(), max(ends).timestamp())
-    offset_h = _offset_h(window, intervals)
+    """Grade one run; never divides by zero, never raises on an odd log.
+
+    Of several runs in one file, the one that the intervals cover best is taken; without intervals, the one with most
+    jobs.
+    """
+    parts = runs(log)
+    run = max(reversed(parts), key=lambda part: (_overlap(part.events, intervals)[1], len(_lives(part.events))))
+    missing = check(run)
+    warnings = [*missing, *told(run.deviations), *told(suspicions(run))]
+    if len(parts) > 1:
+        warnings.append(f"{len(parts)} runs in one file, number {parts.index(run) + 1} is graded")
+    offset_h, _ = _overlap(run.events, intervals)
     if offset_h:
         warnings.append(f"the log's clock is {offset_h:+d} h from the load generator's")
-        window = (window[0] - offset_h * _HOUR_S, window[1] - offset_h * _HOUR_S)
+    window = _window(run.events, offset_h)
     measured = [interval for interval in intervals if interval.latency_ms is not None]
     if len(measured) < len(intervals):
-        warnings.append(f"{len(intervals) - len(measured)} intervals are unmeasured (the generator itself was late)")
-    overlap = [i for i in measured if i.start_s < window[1] and i.end_s > window[0]]
-    inside = [i for i in overlap if i.start_s >= window[0] and i.end_s <= window[1]]
-    covered_s = sum(min(i.end_s, window[1]) - max(i.start_s, window[0]) for i in overlap)
-    coverage = min(1.0, covered_s / (window[1] - window[0])) if window[1] > window[0] else float(bool(overlap))
-    if intervals and coverage < 0.999:
+        warnings.append(f"{len(intervals) - len(measured)} intervals are unmeasured (or the generator itself was late)")
+    overlap = [i for i in measured if window and i.start_s < window[1] and i.end_s > window[0]]
+    inside = [i for i in overlap if window and i.start_s >= window[0] and i.end_s <= window[1]]
+    coverage = _coverage(window, overlap)
+    if intervals and window and coverage < 0.999:
         warnings.append(f"only {coverage:.1%} of the jobs' time is measured")
+    lives = _lives(run.events)
+    first = min((life.start for life in lives.values()), default=None)
+    ends = [life.end for life in lives.values() if life.end is not None]
     return Grade(
-        complete=complete,
-        makespan_s=window[1] - window[0],
-        jobs=jobs,
+        complete=not missing,
+        makespan_s=max(0.0, (max(ends) - first).total_seconds()) if first and ends else None,
+        jobs={name: _job(life, first) for name, life in lives.items() if first},
         overlap=_ratio(overlap, slo_ms),
         inside=_ratio(inside, slo_ms),
         whole=_ratio(measured, slo_ms),
         coverage=coverage,
         latencies_ms=tuple(i.latency_ms for i in overlap if i.latency_ms is not None),
         offset_h=offset_h,
-        core_moves=moves,
-        pauses=pauses,
+        core_moves=_service_moves(run.events) + sum(life.moves for life in lives.values()),
+        pauses=sum(life.pauses for life in lives.values()),
         warnings=tuple(warnings),
     )
 
@@ -139,15 +146,16 @@ def reported_intervals(output: mcperf.Output, percentile: float = 95.0) -> list[
     """A load generator's intervals; one in which it was late itself is unmeasured.
 
     Raises:
-        ValueError: mcperf does not report that percentile.
+        UserError: mcperf does not report that percentile.
     """
     column = f"p{percentile:g}_us".replace(".", "")
-    if not hasattr(mcperf.Row, column):
-        raise ValueError(f"mcperf does not report p{percentile:g}")
-    return [
-        Interval(start_s, end_s, None if row.late else getattr(row, column) / 1e3)
-        for start_s, end_s, row in mcperf.intervals(output)
-    ]
+    if column not in {f.name for f in fields(mcperf.Row)}:
+        raise UserError(f"mcperf does not report p{percentile:g}", "give --percentile 90, 95 or 99")
+    found: list[Interval] = []
+    for start_s, end_s, row in mcperf.intervals(output):
+        latency_ms: float = getattr(row, column) / 1e3
+        found.append(Interval(start_s, end_s, None if row.late or not math.isfinite(latency_ms) else latency_ms))
+    return found
 
 
 def probed_intervals(records: Iterable[Mapping[str, object]], start_s: float) -> list[Interval]:
@@ -175,34 +183,20 @@ def _ratio(intervals: Sequence[Interval], slo_ms: float) -> Ratio:
     return Ratio(late, len(intervals))
 
 
-def _one_run(events: Sequence[Event], warnings: list[str]) -> list[Event]:
-    """The run with most starts of batch jobs, where a file holds several."""
-    runs: list[list[Event]] = [[]]
-    for event in events:
-        if event.event == "start" and event.job == SCHEDULER and runs[-1]:
-            runs.append([])
-        runs[-1].append(event)
-    if len(runs) > 1:
-        warnings.append(f"{len(runs)} runs in one file, the one with most jobs is taken")
-
-    def jobs(run: Sequence[Event]) -> int:
-        return sum(event.event == "start" and event.job not in {SCHEDULER, SERVICE} for event in run)
-
-    return max(reversed(runs), key=jobs)
-
-
 def _lives(events: Iterable[Event]) -> dict[str, _Life]:
     lives: dict[str, _Life] = {}
     for event in events:
-        if event.job in {SCHEDULER, SERVICE}:
+        if not event.batch:
             continue
         if event.event == "start":
-            lives.setdefault(event.job, _Life(event.time, event.threads))
+            lives.setdefault(event.job, _Life(event.time, event.threads, event.cores))
         life = lives.get(event.job)
         if life is None or life.end is not None:
             continue
-        if event.event == "pause" and life.paused is None:
-            life.paused = event.time
+        if event.event == "update_cores" and event.cores != life.cores:
+            life.cores, life.moves = event.cores, life.moves + 1
+        elif event.event == "pause" and life.paused is None:
+            life.paused, life.pauses = event.time, life.pauses + 1
         elif event.event in {"unpause", "end"} and life.paused is not None:
             life.pause_s += (event.time - life.paused).total_seconds()
             life.paused = None
@@ -211,24 +205,54 @@ def _lives(events: Iterable[Event]) -> dict[str, _Life]:
     return lives
 
 
+def _service_moves(events: Iterable[Event]) -> int:
+    sets = [e.cores for e in events if e.job == SERVICE and e.event in {"start", "update_cores"}]
+    return sum(before != after for before, after in pairwise(sets))
+
+
 def _job(life: _Life, first: datetime) -> JobGrade:
     wall_s = (life.end - life.start).total_seconds() if life.end else None
     run_s = wall_s - life.pause_s if wall_s is not None else None
     return JobGrade((life.start - first).total_seconds(), wall_s, run_s, life.threads)
 
 
-def _offset_h(window: tuple[float, float], intervals: Sequence[Interval]) -> int:
-    """The whole hours that bring the log onto the intervals; 0 where they overlap already."""
-    if not intervals:
-        return 0
+def _window(events: Sequence[Event], offset_h: int = 0) -> tuple[float, float] | None:
+    """From the first batch job's start to the last one's end (the last event, if one never ends), since the epoch."""
+    lives = _lives(events).values()
+    if not lives:
+        return None
+    first = min(life.start for life in lives)
+    ends = [life.end for life in lives if life.end is not None]
+    last = max(ends) if len(ends) == len(lives) else events[-1].time
+    try:
+        begin_s = first.timestamp()  # the log's time is local
+    except (ValueError, OverflowError, OSError):  # not in this era
+        begin_s = first.replace(tzinfo=UTC).timestamp()
+    begin_s -= offset_h * _HOUR_S
+    return begin_s, begin_s + max(0.0, (last - first).total_seconds())
+
+
+def _overlap(events: Sequence[Event], intervals: Sequence[Interval]) -> tuple[int, float]:
+    """The hours by which the log's clock is ahead (0 where the intervals fit as they are), and seconds of overlap."""
+    window = _window(events)
+    if window is None or not intervals:
+        return 0, 0.0
     begin_s, end_s = intervals[0].start_s, intervals[-1].end_s
 
     def overlap_s(hours: int) -> float:
-        shift_s = hours * _HOUR_S
-        return min(window[1] - shift_s, end_s) - max(window[0] - shift_s, begin_s)
+        return min(window[1] - hours * _HOUR_S, end_s) - max(window[0] - hours * _HOUR_S, begin_s)
 
-    best = max(range(-14, 15), key=lambda hours: (overlap_s(hours), -abs(hours)))
-    return best if overlap_s(0) <= 0 < overlap_s(best) else 0
+    best = max(range(-_MAX_OFFSET_H, _MAX_OFFSET_H + 1), key=lambda hours: (overlap_s(hours), -abs(hours)))
+    if overlap_s(0) > 0 or overlap_s(best) <= 0:
+        best = 0
+    return best, max(0.0, overlap_s(best))
+
+
+def _coverage(window: tuple[float, float] | None, overlap: Sequence[Interval]) -> float:
+    if window is None or window[1] <= window[0]:
+        return float(bool(overlap))
+    covered_s = sum(min(i.end_s, window[1]) - max(i.start_s, window[0]) for i in overlap)
+    return min(1.0, covered_s / (window[1] - window[0]))
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
