@@ -1,0 +1,110 @@
+"""`colocate run` as a user starts it: a process of its own, on a private memcached, with jobs of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.memcached_fixture import DEADLINE_S, Memcached, eventually
+
+
+def masks(pid: int) -> dict[int, set[int]]:
+    """The affinity of every thread of a process."""
+    return {int(task.name): os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def one_mask(pid: int) -> set[int]:
+    """The affinity that all threads of a process have."""
+    (mask,) = {frozenset(mask) for mask in masks(pid).values()}
+    return set(mask)
+
+
+def catalogue(path: Path, image: str, jobs: Mapping[str, str], directory: Path | None = None) -> Path:
+    """A file of jobs: name -> command line."""
+    where = f'directory = "{directory}"\n' if directory else ""
+    path.write_text(
+        "".join(
+            f'[[job]]\nname = "{name}"\nimage = "{image}"\ncommand = "{command}"\nthreads = 2\n{where}'
+            for name, command in jobs.items()
+        )
+    )
+    return path
+
+
+class Run:
+    """One `colocate run` in progress."""
+
+    def __init__(self, tmp_path: Path, server: Memcached, *arguments: str) -> None:
+        self.logs = tmp_path / "logs"
+        self._output = (tmp_path / "output").open("w+")
+        self._errors = (tmp_path / "errors").open("w+")
+        argv = [
+            sys.executable, "-m", "colocate", "run", "--memcached-ip", server.ip, "--port", str(server.port),
+            "--log-dir", str(self.logs), "--state-dir", str(tmp_path / "state"), "--json", *arguments,
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            argv, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._errors
+        )
+
+    @property
+    def log(self) -> str:
+        """The event log so far."""
+        paths = sorted(self.logs.glob("log*.txt")) if self.logs.exists() else []
+        return paths[-1].read_text() if paths else ""
+
+    @property
+    def errors(self) -> str:
+        """What it has said."""
+        self._errors.seek(0)
+        return self._errors.read()
+
+    @property
+    def summary(self) -> dict[str, object]:
+        """What it has printed."""
+        self._output.seek(0)
+        document = json.load(self._output)
+        assert isinstance(document, dict)
+        return document
+
+    def until(self, words: str) -> None:
+        """Wait until the log says so."""
+
+        def said() -> bool:
+            assert self.process.poll() is None or words in self.log, f"ended without {words!r}: {self.errors}{self.log}"
+            return words in self.log
+
+        eventually(said, words)
+
+    def end(self, number: int | None = None) -> int:
+        """The exit code, after a signal if one is given."""
+        if number is not None:
+            self.process.send_signal(number)
+        return self.process.wait(4 * DEADLINE_S)
+
+
+@contextmanager
+def running(tmp_path: Path, server: Memcached, *arguments: str) -> Iterator[Run]:
+    """A run that is over when the block is."""
+    run = Run(tmp_path, server, *arguments)
+    try:
+        yield run
+    finally:
+        if run.process.poll() is None:
+            run.process.send_signal(signal.SIGTERM)
+            try:
+                run.process.wait(DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                run.process.kill()
+                run.process.wait()
+
+
+def colocate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """One command, run to its end."""
+    argv = [sys.executable, "-m", "colocate", *arguments]
+    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=4 * DEADLINE_S, check=False)
