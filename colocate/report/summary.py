@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from colocate.report.grade import Grade, spread
+from colocate.metrics import finite
+from colocate.report.grade import Grade, Ratio, spread
 
 Summary = dict[str, Any]  # keys are fixed: they may be added to, never renamed
 
@@ -51,7 +51,9 @@ def summarize(grade: Grade, jobs: Mapping[str, Mapping[str, object]], **facts: o
         "intervals": grade.overlap.intervals,
         "violations": grade.overlap.violations,
         "slo_violation_ratio": grade.overlap.value,
+        "other_denominators": {"fully_inside": _ratio(grade.inside), "whole_file": _ratio(grade.whole)},
         "coverage": grade.coverage,
+        "clock_offset_h": grade.offset_h,
         "p95_ms": spread(grade.latencies_ms),
         "core_moves": grade.core_moves,
         "pauses": grade.pauses,
@@ -62,17 +64,7 @@ def summarize(grade: Grade, jobs: Mapping[str, Mapping[str, object]], **facts: o
 
 def to_json(summary: object) -> str:
     """One JSON document; non-finite numbers are null."""
-    return json.dumps(_finite(summary), allow_nan=False)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    return json.dumps(finite(summary), allow_nan=False)
 
 
 def print_summary(summary: Summary, console: Console) -> None:
@@ -98,6 +90,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     else:
         found = f"{ratio:.2%}  ({summary['violations']} of {summary['intervals']} intervals, {promise}"
         line(f"SLO violation ratio  {found}, by {summary.get('latency_source') or 'the load generator'})", "bold")
+        for name, other in summary["other_denominators"].items():
+            line(f"  {name.replace('_', ' '):<19}{other['violations']} of {other['intervals']} intervals", "dim")
         latency = summary["p95_ms"]
         line(f"latency              median {latency['median']:.3f} ms, max {latency['max']:.3f} ms")
     line(f"moves                {summary['core_moves']} core sets, {summary['pauses']} pauses")
@@ -110,3 +104,7 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} s"
+
+
+def _ratio(ratio: Ratio) -> dict[str, object]:
+    return {"violations": ratio.violations, "intervals": ratio.intervals, "slo_violation_ratio": ratio.value}
