@@ -268,6 +268,17 @@ def test_a_paused_job_stands_still_until_it_is_resumed(rig: Rig) -> None:
     rig.until(lambda: (rig.runtime.look()["job"].cpu_s or 0) > (before.cpu_s or 0))
 
 
+def test_after_many_quick_pauses_the_last_wish_holds(rig: Rig) -> None:
+    rig.run("spin", "2")
+    for _ in range(20):
+        rig.runtime.pause("job")
+        answer = rig.runtime.resume("job")
+    rig.wished(answer, KINDS.RESUMED)
+    before_s = rig.runtime.look()["job"].cpu_s or 0
+    rig.until(lambda: (rig.runtime.look()["job"].cpu_s or 0) > before_s + 0.05)
+    assert rig.runtime.look()["job"].paused is False
+
+
 def test_a_wish_during_the_start_comes_true(rig: Rig) -> None:
     rig.runtime.create(rig.spec("spin", "1"), 1, ALL)
     rig.wait("job", KINDS.CREATED)

@@ -78,11 +78,14 @@ class Grip:
         return thawed
 
     def confirm(self, cores: CoreSet, *, paused: bool) -> bool:
-        """Read both, and write what is not so; True when all is."""
+        """Have both so, and read them back; True when they are.
+
+        The freezer is written even where it seems right: a freeze that is under way reads as none.
+        """
         if self._group is None:
             return False
         placed = self._group.cores() == cores or self._group.set_cores(cores)
-        return (self._group.frozen() is paused or self.set_paused(paused=paused)) and placed
+        return self.set_paused(paused=paused) and placed
 
     def hold(self) -> None:
         """Thaw without letting it run: every process is stopped by a signal first, which it meets before its next

@@ -297,13 +297,14 @@ class ProcessRuntime:
     def _set_frozen(self, one: _Job, wait_s: float = FREEZE_WAIT_S) -> bool:
         if one.group.freezer is not None:
             return one.group.freeze(wait_s) if one.paused else one.group.thaw(wait_s)
-        if self._frozen(one) is not one.paused:
-            proctree.signal_all(lambda: self._members(one), signal.SIGSTOP if one.paused else signal.SIGCONT)
+        # Also where it looks so already: a signal that it has not met yet, for want of CPU, must be taken back.
+        proctree.signal_all(lambda: self._members(one), signal.SIGSTOP if one.paused else signal.SIGCONT)
         return proctree.wait_until(lambda: self._frozen(one) is one.paused, wait_s)
 
     def _frozen(self, one: _Job) -> bool | None:
-        grouped = one.group.freezer is not None
-        return one.group.frozen() if grouped else proctree.stopped(lambda: self._members(one), self._root)
+        if one.group.freezer is not None:
+            return one.group.frozen()
+        return proctree.stopped(lambda: self._members(one), self._root)
 
     def _confirm(self, one: _Job, process: subprocess.Popen[bytes] | None, deadline_s: float) -> None:
         """Say that it is paused or resumed once it is."""
