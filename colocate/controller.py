@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from colocate.cores import CoreSet, format_list
-from colocate.jobs import ACTIVE, ENDED, JobSpec, JobState
+from colocate.jobs import ACTIVE, ENDED, JobEventKind, JobSpec, JobState
 from colocate.lifecycle import JobLife
 from colocate.move import SERVICE, Entry, Move, MoveKind
 from colocate.placement import Assignment, place
@@ -100,6 +100,8 @@ class Controller:
         for event in observation.events:
             if event.job in self.jobs:
                 self.jobs[event.job].happened(event)
+                if event.kind is JobEventKind.CHANGED:
+                    self.note(event.job, "foreign_changes", event.detail)
         if service.pid is not None and service.pid != self._pid:
             if self._pid is not None:
                 self.counts["service_restarts"] += 1
@@ -165,11 +167,11 @@ class Controller:
         )
 
     def note(self, target: str, topic: str, text: str) -> None:
-        """Log a remark, unless one on the same topic was logged a moment ago; it is counted in any case."""
+        """Count something and log a remark on it, unless the very same was logged a moment ago."""
         self.counts[topic] += 1
         now_s = self._seen.time_s if self._seen else 0.0
-        if now_s - self._noted.get((target, topic), float("-inf")) >= _QUIET_S:
-            self._noted[target, topic] = now_s
+        if now_s - self._noted.get((target, text), float("-inf")) >= _QUIET_S:
+            self._noted[target, text] = now_s
             self.entries.append(Entry("custom", target, comment=text))
 
     def finish(self, why: str, now_s: float, *, stopped: bool) -> None:

@@ -52,6 +52,7 @@ class JobEventKind(enum.StrEnum):
     PAUSED = "paused"
     RESUMED = "resumed"
     EXITED = "exited"  # by itself or stopped by us; `code` says how
+    CHANGED = "changed"  # by somebody else, and put right; `detail` says what
     GONE = "gone"  # vanished without an exit code (removed by somebody)
     FAILED = "failed"  # what we asked for did not happen; `detail` says what and why
 

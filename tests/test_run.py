@@ -15,8 +15,9 @@ from colocate.eventlog import violations
 from tests.live import catalogue, colocate, masks, one_mask, running
 from tests.memcached_fixture import eventually, running_memcached
 
-KERNEL = "./run -a run -S parsec -p {} -i test -n {{threads}}"
-FOUR = {name: KERNEL.format(name) for name in ("blackscholes", "canneal", "streamcluster", "radix")}
+KERNEL = "./run -a run -S {} -p {} -i test -n {{threads}}"
+SUITES = {"blackscholes": "parsec", "canneal": "parsec", "streamcluster": "parsec", "radix": "splash2x"}
+FOUR = {name: KERNEL.format(suite, name) for name, suite in SUITES.items()}
 ALL = set(os.sched_getaffinity(0))
 
 
@@ -214,7 +215,7 @@ def test_a_container_removed_by_somebody_is_reported_not_finished(tmp_path, serv
 def test_a_dry_run_decides_and_touches_nothing(tmp_path, server, docker_client):
     before, original = ours(docker_client), masks(server.pid)
     with running(tmp_path, server, "--dry-run", "--jobs", "cca-2026", "--duration", "2s") as run:
-        run.until("start freqmine")
+        run.until("start streamcluster")
         assert (ours(docker_client), masks(server.pid)) == (before, original)
         assert run.end() == 3
     assert run.summary["source"] == "dry-run"

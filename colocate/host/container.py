@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from colocate.cores import CoreSet, parse_ranges
+from colocate.cores import CoreSet, format_ranges, parse_ranges
 from colocate.host.engine import ENGINE_ERRORS, is_conflict, is_missing, reason
 from colocate.host.proctree import wait_until
 from colocate.host.wishes import Engine, Phase, Wishes
@@ -131,8 +131,12 @@ class Container(Wishes):
             if self._phase is not Phase.RUNNING:
                 return
             if state["Running"]:
+                known = (self._record.cores, self._record.paused)
                 self._record.paused = state["Paused"]
                 self._record.cores = parse_ranges(found["HostConfig"]["CpusetCpus"])
+                if known == (self._cores, self._paused) != (self._record.cores, self._record.paused):
+                    what = "paused" if self._record.paused else f"moved to {format_ranges(self._record.cores)}"
+                    self._emit(JobEventKind.CHANGED, detail=f"{what} by somebody else, put right")
                 self._suspect = self._grip.ended()  # then the engine only has not noticed yet
                 self._inspect_s = time.monotonic() + _ASK_AGAIN_S
             elif state["Status"] in ("removing", "dead") and not self._stop_wished:
