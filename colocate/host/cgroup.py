@@ -19,6 +19,7 @@ from colocate.host.procfs import KeptFile
 
 FREEZE_WAIT_S = 0.002  # freezing takes about 0.2 ms; more than this a caller who must not block does not wait
 _POLL_S = 0.00005
+_CONTROLLERS = ("cpuset", "freezer", "cpuacct", "cpu")  # in the order of JobCgroup's arguments
 _V1_LOWEST_SHARES, _V2_LOWEST_WEIGHT = "2", "1"
 
 
@@ -84,9 +85,10 @@ class JobCgroup:
         self._cores: CoreSet | None = None
 
     @classmethod
-    def of(cls, pid: int, root: Path = Path("/")) -> JobCgroup:
-        """The groups that a process is in."""
-        return cls(*(directory(pid, controller, root) for controller in ("cpuset", "freezer", "cpuacct", "cpu")))
+    def of(cls, pid: int, root: Path = Path("/"), *, name: str = "") -> JobCgroup:
+        """The groups that a process is in; with a `name`, only those that `make` made under that name."""
+        found = [directory(pid, controller, root) for controller in _CONTROLLERS]
+        return cls(*(path if path and str(path).endswith(f"/{name}" if name else "") else None for path in found))
 
     def close(self) -> None:
         """Close the files; the object may be used again and then opens them anew."""
@@ -230,8 +232,7 @@ def make(name: str, root: Path = Path("/")) -> JobCgroup:
     controllers to its children. They are never enabled there: doing so resets the affinity of every process around
     us (systemd issue 23748). What cannot be made is None.
     """
-    places = [_make_one(controller, name, root) for controller in ("cpuset", "freezer", "cpuacct", "cpu")]
-    return JobCgroup(*places)
+    return JobCgroup(*(_make_one(controller, name, root) for controller in _CONTROLLERS))
 
 
 def _make_one(controller: str, name: str, root: Path) -> Path | None:

@@ -21,7 +21,7 @@ import colocate_workloads
 from colocate.cores import CoreSet
 from colocate.errors import UserError
 from colocate.host import proctree
-from colocate.host.cgroup import FREEZE_WAIT_S, JobCgroup, directory, make
+from colocate.host.cgroup import FREEZE_WAIT_S, JobCgroup, make
 from colocate.host.procfs import start_ticks
 from colocate.host.runtime import Progress
 from colocate.host.watcher import Watcher
@@ -30,8 +30,7 @@ from colocate.move import OnExit
 from colocate.view import JobSample
 
 GRACE_S = 1.0  # from SIGTERM to SIGKILL
-_FREEZE_S = 10.0  # a job that gets no CPU takes long to freeze or to stop
-_ASK_AGAIN_S = 0.005
+_FREEZE_S, _ASK_AGAIN_S = 10.0, 0.005  # a job that gets no CPU takes long to freeze or to stop
 _KILL_S = 2.0  # killed processes are gone within milliseconds, unless the kernel holds on to them
 
 # Constant; the job's words come as arguments. It waits where its cores can be set before its first instruction, and
@@ -389,7 +388,7 @@ def kill_leftovers(run_id: str, processes: Mapping[str, tuple[int, int]], root: 
     for job, (pid, ticks) in processes.items():
         if start_ticks(pid, root) != ticks:  # another process has the number by now
             continue
-        group = _own_group(pid, run_id, job, root)
+        group = JobCgroup.of(pid, root, name=f"colocate/{run_id}/{job}")
 
         def members(pid: int = pid, group: JobCgroup = group) -> list[int]:
             return sorted({*group.pids(), *proctree.session_members(pid, root)})
@@ -399,9 +398,3 @@ def kill_leftovers(run_id: str, processes: Mapping[str, tuple[int, int]], root: 
         proctree.wait_until(group.remove, _KILL_S)
         killed.append(f"{job}: pid {pid} {'killed' if gone else 'does not end'}")
     return killed
-
-
-def _own_group(pid: int, run_id: str, job: str, root: Path) -> JobCgroup:
-    """The groups that we made for a job, and none of those that it merely stands in."""
-    found = (directory(pid, controller, root) for controller in ("cpuset", "freezer", "cpuacct", "cpu"))
-    return JobCgroup(*(path if path and path.parts[-3:] == ("colocate", run_id, job) else None for path in found))

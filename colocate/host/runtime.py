@@ -22,7 +22,9 @@ class Runtime(Protocol):
 
     `resize`, `pause` and `resume` return True when the change has taken effect by the time they return (the fast
     path), False when a worker does it and an event will tell. They may be called in any order and often; the last
-    wish wins. A wish for a job that is not running any more is not an error: its EXITED or GONE event is on its way.
+    wish wins, and its answer takes the place of an earlier one's that is still due. Wishes for a job that is being
+    started are answered after STARTED. A wish for a job that is not running any more is not an error: its EXITED or
+    GONE event is on its way, or has been reported. A start is followed by one of those once, never twice.
     """
 
     name: str
