@@ -508,3 +508,21 @@ def test_a_process_of_another_start_time_is_not_killed(behave_binary: Path) -> N
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_what_a_killed_controller_left_is_removed(behave_binary: Path) -> None:
+    rig = ProcessRig(behave_binary, cgroups=True)
+    try:
+        rig.run("fork", name="running")
+        rig.run("fork", name="orphaned")
+        rig.until(lambda: len(rig.pids("running")) == len(rig.pids("orphaned")) == 3)
+        children = [*rig.pids("running")[1:], *rig.pids("orphaned")[1:]]
+        rig.process_runtime._watcher.close()  # a dead controller sees and does nothing any more
+        rig.runtime.pause("running")
+        rig.kill("orphaned")
+        assert kill_leftovers(rig.run_id, rig.known)
+        rig.until(lambda: not any(map(psutil.pid_exists, children)))
+        assert kill_leftovers(rig.run_id, rig.known) == []
+    finally:
+        rig.runtime.close("stop", PATIENCE_S)
+        rig.clean()

@@ -235,6 +235,14 @@ def make(name: str, root: Path = Path("/")) -> JobCgroup:
     return JobCgroup(*(_make_one(controller, name, root) for controller in _CONTROLLERS))
 
 
+def made(run_id: str, root: Path = Path("/")) -> dict[str, JobCgroup]:
+    """The groups that `make` made for a run and nobody has removed, by job; found only below our own group."""
+    bases = [directory("self", controller, root) for controller in _CONTROLLERS]
+    places = [base / "colocate" / run_id if base else None for base in bases]
+    jobs = sorted({path.name for place in places if place for path in place.glob("*") if path.is_dir()})
+    return {job: JobCgroup(*(place / job if place else None for place in places)) for job in jobs}
+
+
 def _make_one(controller: str, name: str, root: Path) -> Path | None:
     base = directory("self", controller, root)
     if base is None:

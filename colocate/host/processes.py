@@ -23,15 +23,17 @@ from colocate.errors import UserError
 from colocate.host import proctree
 from colocate.host.cgroup import FREEZE_WAIT_S, JobCgroup, make
 from colocate.host.procfs import start_ticks
+from colocate.host.proctree import kill_leftovers
 from colocate.host.runtime import Progress
 from colocate.host.watcher import Watcher
 from colocate.jobs import JobEvent, JobEventKind, JobSpec
 from colocate.move import OnExit
 from colocate.view import JobSample
 
+__all__ = ["ProcessRuntime", "kill_leftovers"]
+
 GRACE_S = 1.0  # from SIGTERM to SIGKILL
 _FREEZE_S, _ASK_AGAIN_S = 10.0, 0.005  # a job that gets no CPU takes long to freeze or to stop
-_KILL_S = 2.0  # killed processes are gone within milliseconds, unless the kernel holds on to them
 
 # Constant; the job's words come as arguments. It waits where its cores can be set before its first instruction, and
 # when we die it reads the end of the pipe and ends: nothing that has not started outlives us.
@@ -375,26 +377,3 @@ class ProcessRuntime:
     ) -> None:
         self._events.append(JobEvent(one.spec.name, kind, time.monotonic(), code, detail, cores))
         self._notify()
-
-
-def kill_leftovers(run_id: str, processes: Mapping[str, tuple[int, int]], root: Path = Path("/")) -> list[str]:
-    """Kill the jobs that an earlier run has left behind: the processes in its cgroups, and those known by pid and
-    start time, with their sessions; then remove the cgroups.
-
-    Returns:
-        what was killed, one line each.
-    """  # noqa: D205 -- the summary needs two lines
-    killed = []
-    for job, (pid, ticks) in processes.items():
-        if start_ticks(pid, root) != ticks:  # another process has the number by now
-            continue
-        group = JobCgroup.of(pid, root, name=f"colocate/{run_id}/{job}")
-
-        def members(pid: int = pid, group: JobCgroup = group) -> list[int]:
-            return sorted({*group.pids(), *proctree.session_members(pid, root)})
-
-        proctree.signal_all(members, signal.SIGCONT)
-        gone = proctree.kill_all(members, group, 0, _KILL_S)
-        proctree.wait_until(group.remove, _KILL_S)
-        killed.append(f"{job}: pid {pid} {'killed' if gone else 'does not end'}")
-    return killed
