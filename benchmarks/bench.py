@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -33,7 +35,6 @@ from colocate.demo import IP, Load, background_load, private_memcached
 from colocate.host.containers import ContainerRuntime
 from colocate.host.engine import client_from_env
 from colocate.jobs import JobEventKind, JobSpec
-from colocate.load.generator import capacity_qps
 
 SEVEN = ("blackscholes", "canneal", "dedup", "ferret", "freqmine", "radix", "vips")
 PERIOD_S = 0.05
@@ -97,41 +98,63 @@ def cost(seconds: float) -> dict[str, float]:
 
 
 def reaction(steps: int) -> dict[str, float]:
-    """From a step in the load to the wider set, by the generator's clock and the event log's."""
-    interval_s = 4
+    """From a step in the load to the wider set, by the event log's clock.
+
+    A step is a burst of large gets on two connections, which asks for more than one core and costs its sender little.
+    """
     with tempfile.TemporaryDirectory() as name, private_memcached(2) as (port, _):
         directory = Path(name)
-        high = int(0.8 * capacity_qps(IP, port))
-        low = max(100, high // 40)
-        output = directory / "mcperf.txt"
-        targets = [low if index % 2 == 0 else high for index in range(2 * steps + 1)]
-        argv = [
-            sys.executable, "-m", "colocate", "load", "-s", f"{IP}:{port}", "-t", str(interval_s * len(targets)),
-            "--qps-interval", str(interval_s), "--output", str(output), "--realtime", "--cpu", str(last_core()),
-            *(word for target in targets for word in ("--qps-target", str(target))),
-        ]  # fmt: skip
-        with controller(port, catalogue(SEVEN[:2], directory), directory) as (_, log):
+        begun_s = []
+        with (
+            background_load(port, Load(1000, 1000, duration_s=10 * steps), directory / "mcperf.txt", cpu=last_core()),
+            controller(port, catalogue(SEVEN[:2], directory), directory) as (_, log),
+        ):
             time.sleep(3)
-            subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for step in range(steps):
+                time.sleep(2.5 + 0.013 * (step % 7))  # until memcached is narrow again; at no fixed phase to the ticks
+                begun_s.append(burst(port, seconds=0.5))
             text = log.read_text()
-        start_s = int(re.search(r"Timestamp start: (\d+)", output.read_text())[1]) / 1e3  # type: ignore[index]  # always there
-    waits = step_latencies(text, [start_s + interval_s * (2 * k + 1) for k in range(steps)])
-    return {"steps": steps, "seen": len(waits), "low_qps": low, "high_qps": high, **quantiles(waits)}
+    waits, wide_already = step_latencies(text, begun_s)
+    return {"steps": steps, "wide_already": wide_already, "period_ms": 1e3 * PERIOD_S, **quantiles(waits)}
 
 
-def step_latencies(log: str, steps_s: list[float]) -> list[float]:
-    """For each step the time until memcached has more than one core, in milliseconds; steps never seen are left out."""
+def burst(port: int, seconds: float) -> float:
+    """Keep two of memcached's threads busy; when it began, by the wall clock."""
+    request = b"get " + b" ".join(b"missing%03d" % n for n in range(100)) + b"\r\n"
+    connections = [socket.create_connection((IP, port)) for _ in range(2)]
+    begun_s = time.time()
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        for connection in connections:
+            connection.sendall(50 * request)
+        for connection in connections:
+            left = 50 * len(b"END\r\n")
+            while left > 0:
+                left -= len(connection.recv(left))
+    for connection in connections:
+        connection.close()
+    return begun_s
+
+
+def step_latencies(log: str, steps_s: list[float]) -> tuple[list[float], int]:
+    """For each step the milliseconds until memcached has more than one core; and how often it had them already.
+
+    A step that is never answered counts as infinite.
+    """
     widths = [
         (datetime.fromisoformat(line.split()[0]).timestamp(), line.split()[3].count(",") + 1)
         for line in log.splitlines()
         if line.split()[1:3] in (["update_cores", "memcached"], ["start", "memcached"])
     ]
-    found = []
+    waits: list[float] = []
+    wide_already = 0
     for step_s in steps_s:
-        wide = [when_s for when_s, width in widths if step_s < when_s < step_s + 2 and width > 1]
-        if wide:
-            found.append(1e3 * (wide[0] - step_s))
-    return found
+        if [width for when_s, width in widths if when_s <= step_s][-1] > 1:
+            wide_already += 1
+            continue
+        wide_s = next((when_s for when_s, width in widths if when_s > step_s and width > 1), math.inf)
+        waits.append(1e3 * (wide_s - step_s))
+    return waits, wide_already
 
 
 def release(trials: int) -> dict[str, dict[str, float]]:

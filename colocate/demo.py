@@ -24,7 +24,7 @@ from colocate.host.engine import CALL_TIMEOUT_S, client_from_env, connect
 from colocate.session import RuntimeName
 
 IP = "127.0.0.1"
-_LOW, _HIGH = 0.04, 0.4  # shares of what memcached answers at most
+_LOW, _HIGH = 0.04, 0.3  # shares of what memcached answers at most
 _START_S = 30.0
 
 
@@ -44,11 +44,11 @@ class Load:
     qps_max: int
     interval_s: int = 5
     seed: int = 3274
-    duration_s: int = 150
+    duration_s: int = 175
 
 
 def scaled_load(capacity_qps: float) -> Load:
-    """A load between 4 % and 40 % of what memcached answers at most."""
+    """A load between 4 % and 30 % of what memcached answers at most."""
     return Load(max(100, int(_LOW * capacity_qps)), max(500, int(_HIGH * capacity_qps)))
 
 

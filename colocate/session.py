@@ -185,8 +185,7 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
         runtime.prepare(jobs, progress)
 
         def remember(of: ServiceAffinity) -> None:
-            processes = runtime.processes() if isinstance(runtime, ProcessRuntime) else {}
-            state.write(Saved(run_id, boot_id(), runtime.name, of.to_json(), processes))
+            state.write(Saved(run_id, boot_id(), runtime.name, of.to_json()))
 
         statistics = Statistics(ip, settings.port)
         statistics.first(_FIRST_S)

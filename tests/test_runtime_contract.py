@@ -20,7 +20,8 @@ from colocate.cores import CoreSet, format_ranges, parse_ranges
 from colocate.errors import UserError
 from colocate.host.cgroup import JobCgroup
 from colocate.host.containers import ContainerRuntime, leftover_runs, remove_leftovers
-from colocate.host.processes import ProcessRuntime, kill_leftovers
+from colocate.host.processes import ProcessRuntime
+from colocate.host.proctree import MARK, kill_leftovers, marked
 from colocate.host.runtime import Runtime
 from colocate.jobs import JobEvent, JobEventKind, JobSpec
 from colocate.testing import JobScript, ScriptedRuntime
@@ -135,20 +136,15 @@ class ProcessRig(Rig):
         bell = threading.Event()
         self.run_id = f"test-{secrets.token_hex(4)}"
         self.process_runtime = ProcessRuntime(self.run_id, bell.set, workdir=program.parent, cgroups=cgroups)
-        self.known: dict[str, tuple[int, int]] = {}
         super().__init__(self.process_runtime, bell, str(program), "none")
 
-    def wait(self, job: str, *kinds: JobEventKind) -> JobEvent:
-        event = super().wait(job, *kinds)
-        self.known |= self.process_runtime.processes()
-        return event
-
     def pid(self, job: str) -> int:
-        return self.process_runtime.processes()[job][0]
+        """The first of its processes, which leads the session."""
+        return next(pid for pid, of in marked(self.run_id).items() if of == job and os.getsid(pid) == pid)
 
     def left(self) -> dict[str, str]:
         found = {}
-        for job, (pid, _) in self.known.items():
+        for pid, job in marked(self.run_id).items():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
                 if process.status() != psutil.STATUS_ZOMBIE:
@@ -159,7 +155,7 @@ class ProcessRig(Rig):
         return found
 
     def clean(self) -> None:
-        kill_leftovers(self.run_id, self.known)
+        kill_leftovers(self.run_id)
         assert not self.left()
         for base in Path("/sys/fs/cgroup").glob(f"**/colocate/{self.run_id}"):
             raise AssertionError(f"{base} is still there")
@@ -500,33 +496,33 @@ def test_an_engine_that_is_not_there() -> None:
     assert runtime.close("stop", 1.0) == []
 
 
-def test_a_process_of_another_start_time_is_not_killed(behave_binary: Path) -> None:
-    bystander = psutil.Popen([str(behave_binary), "spin", "1"])
+def test_only_what_carries_the_runs_mark_is_killed(behave_binary: Path) -> None:
+    others = {**os.environ, MARK: "another-run/job"}
+    bystanders = [psutil.Popen([str(behave_binary), "spin", "1"], env=env) for env in (None, others)]
     try:
-        assert kill_leftovers("nobody", {"job": (bystander.pid, 1)}) == []
-        assert bystander.poll() is None
+        assert kill_leftovers("nobody") == []
+        assert [bystander.poll() for bystander in bystanders] == [None, None]
     finally:
-        bystander.kill()
-        bystander.wait()
+        for bystander in bystanders:
+            bystander.kill()
+            bystander.wait()
 
 
-def test_what_a_killed_controller_left_is_removed(behave_binary: Path) -> None:
-    rig = ProcessRig(behave_binary, cgroups=True)
+@pytest.mark.parametrize("cgroups", [True, False])
+def test_what_a_killed_controller_left_is_removed(behave_binary: Path, cgroups: bool) -> None:
+    rig = ProcessRig(behave_binary, cgroups=cgroups)
     try:
-        jobs = ["running"]
-        rig.run("fork", name="running")
-        if any(Path("/sys/fs/cgroup").glob(f"**/colocate/{rig.run_id}")):  # without groups nobody can find orphans
-            jobs.append("orphaned")
-            rig.run("fork", name="orphaned")
+        jobs = ["running", "orphaned"]
+        for job in jobs:
+            rig.run("fork", name=job)
         rig.until(lambda: all(len(rig.pids(job)) == 3 for job in jobs))
         children = [pid for job in jobs for pid in rig.pids(job)[1:]]
         rig.process_runtime._watcher.close()  # a dead controller sees and does nothing any more
         rig.runtime.pause("running")
-        if len(jobs) == 2:
-            rig.kill("orphaned")
-        assert kill_leftovers(rig.run_id, rig.known)
+        rig.kill("orphaned")
+        assert len(kill_leftovers(rig.run_id)) == 2
         rig.until(lambda: not any(map(psutil.pid_exists, children)))
-        assert kill_leftovers(rig.run_id, rig.known) == []
+        assert kill_leftovers(rig.run_id) == []
     finally:
         rig.runtime.close("stop", PATIENCE_S)
         rig.clean()

@@ -18,7 +18,7 @@ from colocate.host.memcached import PinError, ServiceAffinity, ServiceProcess, f
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.runtime import Runtime
 from colocate.host.statistics import Statistics
-from colocate.jobs import JobEventKind, JobSpec
+from colocate.jobs import JobSpec
 from colocate.move import SERVICE, Move, MoveError, MoveKind, OnExit
 from colocate.regulator import OverrunError
 from colocate.view import Observation, ServiceSample
@@ -63,9 +63,8 @@ class LiveHost:
         jobs: what each job is, by name.
         monitor: reads the kernel's figures.
         doorbell: rung by the runtime when something happens to a job.
-        remember: called on a worker thread with memcached's affinity as it was before us, whenever what has to be put
-            back has changed. None is a dry run: look for real, but leave memcached's affinity alone (with a runtime
-            that only pretends).
+        remember: called, on a worker thread, with the affinity of a memcached that was found anew, before it is
+            changed. None is a dry run: look for real, but leave memcached alone (with a runtime that only pretends).
     """
 
     def __init__(
@@ -85,7 +84,6 @@ class LiveHost:
         self._doorbell = doorbell
         self._remember = remember
         self._pretended: CoreSet = frozenset()
-        self._remembering: list[threading.Thread] = []
         self._searching: threading.Thread | None = None
         self._closed = threading.Event()
         self.problems: list[str] = []
@@ -110,10 +108,6 @@ class LiveHost:
         masks = service.affinity.masks() if alive else frozenset()
         if self._remember is None:
             masks = frozenset({self._pretended}) if self._pretended else frozenset()
-        events = tuple(self._runtime.events())
-        if self._remember is not None and any(event.kind is JobEventKind.CREATED for event in events):
-            self._remembering.append(threading.Thread(target=self._remember, args=(service.affinity,), daemon=True))
-            self._remembering[-1].start()
         return Observation(
             time_s=now_s,
             cores=self._monitor.cores(),
@@ -131,7 +125,7 @@ class LiveHost:
                 connections=statistics.connections,
             ),
             jobs=self._runtime.look(),
-            events=events,
+            events=tuple(self._runtime.events()),
             memory_available_bytes=self._monitor.memory_available_bytes(),
             cpu_pressure=self._monitor.cpu_pressure(),
         )
@@ -192,8 +186,8 @@ class LiveHost:
         self._service.statistics.stop()
         self._service.latency.stop()
         self._monitor.close()
-        for thread in (*self._remembering, *filter(None, [self._searching])):
-            thread.join(timeout=1.0)
+        if self._searching is not None:
+            self._searching.join(timeout=1.0)
         return problems
 
     def _pin(self, cores: CoreSet) -> None:

@@ -22,7 +22,6 @@ from colocate.cores import CoreSet
 from colocate.errors import UserError
 from colocate.host import proctree
 from colocate.host.cgroup import FREEZE_WAIT_S, JobCgroup, make
-from colocate.host.procfs import start_ticks
 from colocate.host.proctree import kill_leftovers
 from colocate.host.runtime import Progress
 from colocate.host.watcher import Watcher
@@ -168,12 +167,6 @@ class ProcessRuntime:
         """See `Runtime.events`."""
         return [self._events.popleft() for _ in range(len(self._events))]
 
-    def processes(self) -> dict[str, tuple[int, int]]:
-        """Pid and start time (clock ticks after boot) of each job that has a process, for `kill_leftovers`."""
-        with self._lock:
-            pids = {name: one.process.pid for name, one in self._jobs.items() if one.process is not None}
-        return {name: (pid, ticks) for name, pid in pids.items() if (ticks := start_ticks(pid, self._root)) is not None}
-
     def close(self, on_exit: OnExit, deadline_s: float) -> list[str]:
         """See `Runtime.close`."""
         if self._closed:
@@ -250,6 +243,7 @@ class ProcessRuntime:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", _GATE, "sh", *argv], stdin=read_end, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, cwd=where, start_new_session=True,
+                env={**os.environ, proctree.MARK: f"{self._run_id}/{one.spec.name}"},
             )  # fmt: skip
         except OSError as error:
             os.close(gate)

@@ -9,16 +9,17 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from colocate.cores import CoreSet
 from colocate.host.cgroup import JobCgroup, made
-from colocate.host.procfs import start_ticks, threads
+from colocate.host.procfs import threads
 
 Members = Callable[[], list[int]]
 
 _ROUNDS = 50  # a tree that still grows after this many sweeps is a fork bomb
+MARK = "COLOCATE_JOB"  # in a job's environment: run id/job, inherited by whatever it forks
 _KILL_S = 2.0  # killed processes are gone within milliseconds, unless the kernel holds on to them
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -122,30 +123,38 @@ def kill_all(members: Members, group: JobCgroup, pid: int, wait_s: float) -> boo
     return wait_until(sweep, wait_s)
 
 
-def kill_leftovers(run_id: str, processes: Mapping[str, tuple[int, int]], root: Path = Path("/")) -> list[str]:
-    """Kill the jobs that an earlier run has left behind: the processes in its cgroups, and those known by pid and
-    start time, with their sessions; then remove the cgroups.
+def marked(run_id: str, root: Path = Path("/")) -> dict[int, str]:
+    """The processes of a run that this user may see, with their jobs: every one has inherited `MARK`."""
+    found = {}
+    mark = f"{MARK}={run_id}/".encode()
+    for entry in os.scandir(root / "proc"):
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it ends meanwhile, or is another user's
+            for word in (root / "proc" / entry.name / "environ").read_bytes().split(b"\0"):
+                if word.startswith(mark):
+                    found[int(entry.name)] = word.removeprefix(mark).decode(errors="replace")
+    return found
+
+
+def kill_leftovers(run_id: str, root: Path = Path("/")) -> list[str]:
+    """Kill the jobs that an earlier run has left behind, found by their mark and in its cgroups; remove the cgroups.
 
     Returns:
         what was killed, one line each.
-    """  # noqa: D205 -- the summary needs two lines
+    """
     killed = []
-    for job, (pid, ticks) in processes.items():
-        if start_ticks(pid, root) != ticks:  # another process has the number by now
-            continue
-        group = JobCgroup.of(pid, root, name=f"colocate/{run_id}/{job}")
+    groups = made(run_id, root)
+    for job in sorted({*marked(run_id, root).values(), *groups}):
+        group = groups.get(job, JobCgroup())
 
-        def members(pid: int = pid, group: JobCgroup = group) -> list[int]:
-            return sorted({*group.pids(), *session_members(pid, root)})
+        def members(job: str = job, group: JobCgroup = group) -> list[int]:
+            return sorted({*group.pids(), *(pid for pid, of in marked(run_id, root).items() if of == job)})
 
-        signal_all(members, signal.SIGCONT)
-        gone = kill_all(members, group, 0, _KILL_S)
-        wait_until(group.remove, _KILL_S)
-        killed.append(f"{job}: pid {pid} {'killed' if gone else 'does not end'}")
-    for job, group in made(run_id, root).items():  # whose first process has ended
-        if group.pids():
-            gone = kill_all(group.pids, group, 0, _KILL_S)
-            killed.append(f"{job}: what it had forked {'killed' if gone else 'does not end'}")
+        if members():
+            signal_all(members, signal.SIGCONT)
+            gone = kill_all(members, group, 0, _KILL_S)
+            killed.append(f"{job}: its processes {'killed' if gone else 'do not end'}")
         wait_until(group.remove, _KILL_S)
     return killed
 

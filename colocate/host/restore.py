@@ -5,7 +5,7 @@ from __future__ import annotations
 from colocate.errors import UserError
 from colocate.host.engine import CALL_TIMEOUT_S, client_from_env, connect, leftover_runs, remove_leftovers
 from colocate.host.memcached import PinError, restore_from
-from colocate.host.processes import kill_leftovers
+from colocate.host.proctree import kill_leftovers
 from colocate.host.state import Saved
 
 
@@ -23,7 +23,7 @@ def restore(saved: Saved) -> tuple[list[str], list[str]]:
     except (PinError, ValueError) as error:
         failed.append(str(error))
     if saved.runtime == "process":
-        done += kill_leftovers(saved.run, saved.processes)
+        done += kill_leftovers(saved.run)
     else:
         more_done, more_failed = remove_containers(saved.run)
         done += more_done

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from colocate.errors import UserError
@@ -42,14 +42,12 @@ class Saved:
         boot_id: the kernel's; after a reboot nothing of this is true any more.
         runtime: `docker` or `process`.
         service: memcached's pid, start time and original affinity, as `host.memcached` writes it.
-        processes: (pid, start time in ticks) of each job that is a plain process.
     """
 
     run: str
     boot_id: str
     runtime: str
     service: Mapping[str, object]
-    processes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def boot_id(root: Path = Path("/")) -> str:
@@ -96,7 +94,6 @@ class StateFile:
                 boot_id=str(data["boot_id"]),
                 runtime=str(data["runtime"]),
                 service=dict(data["service"]),
-                processes={str(job): (int(pid), int(start)) for job, (pid, start) in data["processes"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._set_aside(f"{type(error).__name__}: {error}")
