@@ -11,6 +11,8 @@ from colocate.eventlog import SchedulerLogger
 from colocate.metrics import MetricsWriter
 from colocate.move import Entry, Host, Move, MoveError, OnExit
 
+_RECORD_S = 0.19  # a quiet tick is not worth a record of its own
+
 Why = Literal["done", "duration", "once", "interrupted", "crashed"]
 
 
@@ -51,7 +53,7 @@ def run(
         controller: decides.
         log: the event log; its first line is written, its last one is written here.
         period_s: between two ticks; what happens to a job makes one come earlier.
-        metrics: takes one record a tick.
+        metrics: takes a record of each tick that moves something, and five a second of the others.
         duration_s: end after this long.
         once: end after one decision.
         on_exit: what becomes of jobs that have not ended.
@@ -61,14 +63,15 @@ def run(
     why: Why = "crashed"
     try:
         host.observe()  # so that the first decision sees what happened since
-        begin_s = due_s = host.now()
+        begin_s = due_s = record_s = host.now()
         host.wait(due_s := due_s + period_s)
         while True:
             start_s = host.now()
             moves = controller.step(host.observe())
             perform(host, controller, log, moves)
             tick = Tick(host.now() - start_s, max(0.0, start_s - due_s))
-            if metrics is not None:
+            if metrics is not None and (moves or start_s >= record_s):
+                record_s = start_s + _RECORD_S
                 metrics.write(record(controller, start_s - begin_s, tick))
             if show is not None:
                 show(controller)

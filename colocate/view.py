@@ -42,7 +42,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class CoreUse:
-    """What one core did since the last observation, as shares between 0 and 1 (`/proc/stat`, proc(5))."""
+    """What one core did of late, as shares between 0 and 1 (`/proc/stat`, proc(5))."""
 
     busy: float
     softirq: float
@@ -57,7 +57,7 @@ class ServiceSample:
         alive: whether the process that we know is still there.
         pid: its process id; None while it is not found.
         threads: its worker threads (`stats`), 0 while unknown.
-        affinity: the distinct affinity masks of all its threads; one element when all agree, none when unknown.
+        affinity: the distinct affinity masks of all its threads; one element when all agree, none when not asked.
         cpu_cores: CPU it used since the last observation, in cores (from every thread's schedstat).
         wait_us: run-queue delay a time slice, microseconds (Linux Documentation/scheduler/sched-stats.rst).
         wait_cores: run-queue wait of all its threads together, seconds a second.
@@ -97,7 +97,17 @@ class JobSample:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The facts of one instant. `time_s` is monotonic; `events` are those since the last observation, in order."""
+    """The facts of one instant.
+
+    Attributes:
+        time_s: monotonic.
+        cores: use of each managed core.
+        service: memcached.
+        jobs: what the kernel says of jobs; empty when it was not asked this time.
+        events: what has happened since the last observation, in order.
+        memory_available_bytes: `MemAvailable`; None if unknown.
+        cpu_pressure: share of the last 10 s in which some task waited for a core; None without PSI.
+    """
 
     time_s: float
     cores: Mapping[int, CoreUse]

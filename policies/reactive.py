@@ -5,6 +5,8 @@ delay sees trouble far better than any CPU figure. Source of both observations: 
 course groups and on a 2-core machine (docs/policies.md tells them).
 """
 
+from collections import deque
+
 from colocate.policy import Plan, Policy, View, share_out
 
 _GLANCE_S, _GLANCES = 0.25, 4  # one look of 50 ms at the run-queue delay says little
@@ -39,7 +41,7 @@ class Reactive(Policy):
 
     def prepare(self) -> None:
         """Start with nothing known."""
-        self._needs: list[tuple[float, int]] = []
+        self._needs: deque[tuple[float, int]] = deque()  # (when, how many), falling: the first is the highest
         self._trouble: dict[int, tuple[float, float]] = {}  # core count -> (when, CPU use at which it was too few)
         self._cores = (0, float("-inf"))  # its core count, and since when
 
@@ -49,10 +51,12 @@ class Reactive(Policy):
         if now != self._cores[0]:
             self._cores = (now, view.time_s)
         need, reason = self._need(view)
-        self._needs = [(t, n) for t, n in self._needs if t > view.time_s - self.hold_s]
+        while self._needs and self._needs[0][0] <= view.time_s - self.hold_s:
+            self._needs.popleft()
+        while self._needs and self._needs[-1][1] <= need:
+            self._needs.pop()
         self._needs.append((view.time_s, need))
-        lately = max(n for _, n in self._needs)
-        service = max(need, min(now, lately))
+        service = max(need, min(now, self._needs[0][1]))
         if service > need:
             reason = f"holding {service} for {self.hold_s:g} s, {reason}"
         return Plan(service, share_out(view.jobs.values(), view.total_cores - service), reason=reason)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ContainerRuntime", "leftover_runs", "remove_leftovers"]
 
-_LIST_EVERY_S = 1.0  # the safety net below the event stream; costs about 1 ms
+_LIST_EVERY_S = 2.0  # the safety net below the event stream; costs about 1 ms
 _RECONNECT_S = 0.2
 _ACTIONS = ["kill", "die", "destroy", "pause", "unpause", "update"]
 

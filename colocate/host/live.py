@@ -7,7 +7,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -21,9 +21,10 @@ from colocate.host.statistics import Statistics
 from colocate.jobs import JobSpec
 from colocate.move import SERVICE, Move, MoveError, MoveKind, OnExit
 from colocate.regulator import OverrunError
-from colocate.view import Observation, ServiceSample
+from colocate.view import CoreUse, JobSample, Observation, ServiceSample
 
 _CLOSE_S = 2.5  # a run ends within 3 s
+_LOOK_S = 0.19  # the kernel's per-core counters tick every 10 ms, and a job's cpuset rarely changes behind our back
 
 
 class Doorbell:
@@ -84,6 +85,8 @@ class LiveHost:
         self._doorbell = doorbell
         self._remember = remember
         self._pretended: CoreSet = frozenset()
+        self._cores: Mapping[int, CoreUse] = {}
+        self._look_s = float("-inf")
         self._searching: threading.Thread | None = None
         self._closed = threading.Event()
         self.problems: list[str] = []
@@ -105,12 +108,16 @@ class LiveHost:
         now_s = self.now()
         cpu_cores, wait_us, wait_cores = self._monitor.service(service.affinity.process.pid)
         statistics = service.statistics.sample()
-        masks = service.affinity.masks() if alive else frozenset()
-        if self._remember is None:
-            masks = frozenset({self._pretended}) if self._pretended else frozenset()
+        masks: frozenset[CoreSet] = frozenset()
+        jobs: Mapping[str, JobSample] = {}
+        if now_s >= self._look_s:  # what need not be seen at every tick
+            self._look_s = now_s + _LOOK_S
+            self._cores, jobs = self._monitor.cores(), self._runtime.look()
+            if alive and self._remember is not None:
+                masks = service.affinity.masks()
         return Observation(
             time_s=now_s,
-            cores=self._monitor.cores(),
+            cores=self._cores,
             service=ServiceSample(
                 alive=alive,
                 pid=service.affinity.process.pid,
@@ -124,7 +131,7 @@ class LiveHost:
                 latency_source=service.latency.source,
                 connections=statistics.connections,
             ),
-            jobs=self._runtime.look(),
+            jobs=jobs,
             events=tuple(self._runtime.events()),
             memory_available_bytes=self._monitor.memory_available_bytes(),
             cpu_pressure=self._monitor.cpu_pressure(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import subprocess
 import threading
@@ -232,10 +233,15 @@ class ServiceAffinity:
         self.process = process
         self._root = root
         self._sudo = tuple(sudo)
+        self._exit: select.poll | None = None
         self.original = dict(self._now() if original is None else original)
+        if root == Path("/"):
+            self._exit = _exit_of(process)
 
     def alive(self) -> bool:
-        """Whether that very process is still there."""
+        """Whether that very process is still there; asked at every tick, so by a pidfd where that is possible."""
+        if self._exit is not None:
+            return not self._exit.poll(0)
         return procfs.start_ticks(self.process.pid, self._root) == self.process.start_ticks
 
     def masks(self) -> frozenset[CoreSet]:
@@ -364,6 +370,23 @@ class ServiceAffinity:
             return subprocess.run(command, capture_output=True, timeout=_TASKSET_S, check=False).returncode == 0
         except (OSError, subprocess.TimeoutExpired):
             return False
+
+
+def _exit_of(process: ServiceProcess) -> select.poll | None:
+    """Polls readable once that very process has ended (pidfd_open(2)); None if it is not there, or cannot be watched.
+
+    The descriptor lives as long as the poll object is needed, which is the life of this program.
+    """
+    try:
+        fd = os.pidfd_open(process.pid)
+    except OSError:
+        return None
+    if procfs.start_ticks(process.pid) != process.start_ticks:  # checked once the descriptor is tied to it
+        os.close(fd)
+        return None
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return poll
 
 
 def restore_from(data: Mapping[str, object], root: Path = Path("/")) -> int:

@@ -14,6 +14,7 @@ from colocate.host.procfs import KeptFile
 from colocate.view import CoreUse, Signal
 
 _SLOW_S = 1.0  # memory and pressure change slowly
+_LIST_EVERY = 4  # looks; memcached makes threads at its start
 
 
 class ResourceMonitor:
@@ -106,6 +107,8 @@ class _Threads:
         self._clock = clock
         self._last: dict[int, tuple[KeptFile, tuple[int, int, int]]] = {}
         self._last_s = clock()
+        self._looks = 0
+        self._lost = False
         self._cpu = self._wait = self._delay = (Signal(), 0.0)  # each with the time of its reading
 
     def sample(self) -> tuple[Signal, Signal, Signal]:
@@ -113,7 +116,7 @@ class _Threads:
         now_s = self._clock()
         seen: dict[int, tuple[KeptFile, tuple[int, int, int]]] = {}
         ran_ns = waited_ns = slices = compared = 0
-        for tid in procfs.threads(self.pid, self._root):
+        for tid in self._tids():
             known = self._last.get(tid)
             file = known[0] if known else KeptFile(f"{self._root}/proc/{self.pid}/task/{tid}/schedstat")
             now = procfs.run_delay(file.read())
@@ -126,6 +129,7 @@ class _Threads:
                 waited_ns += now[1] - known[1][1]
                 slices += now[2] - known[1][2]
                 compared += 1
+        self._lost = bool(self._last.keys() - seen.keys())
         for tid in self._last.keys() - seen.keys():
             self._last[tid][0].close()
         self._last = seen
@@ -137,6 +141,13 @@ class _Threads:
             if slices:
                 self._delay = Signal(waited_ns / slices / 1e3, 0.0, slices), now_s
         return _aged(self._cpu, now_s), _aged(self._delay, now_s), _aged(self._wait, now_s)
+
+    def _tids(self) -> Iterable[int]:
+        """The threads, listed anew now and then, and when one of them has ended."""
+        self._looks += 1
+        if self._looks % _LIST_EVERY and self._last and not self._lost:
+            return list(self._last)
+        return procfs.threads(self.pid, self._root)
 
     def close(self) -> None:
         for file, _ in self._last.values():
