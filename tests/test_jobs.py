@@ -1,4 +1,5 @@
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -106,14 +107,16 @@ values = st.recursive(
 fields = st.sampled_from(["name", "image", "command", "threads", "network", "runtime_s", "sensitivity", "directory"])
 
 
-@given(st.dictionaries(st.sampled_from(["job", "description", "x"]), st.lists(st.dictionaries(fields, values)) | values))
-def test_any_table_is_jobs_or_a_user_error(tmp_path_factory, table):
+keys = st.sampled_from(["job", "description", "x"])
+
+
+@given(st.dictionaries(keys, st.lists(st.dictionaries(fields, values)) | values))
+def test_any_table_is_jobs_or_a_user_error(table):
     try:
-        jobs = parse_catalogue(table, tmp_path_factory.getbasetemp() / "any.toml")
-    except UserError as error:
-        assert "\n" not in error.cure
-    else:
-        assert jobs
+        jobs = parse_catalogue(table, Path("any.toml"))
+    except UserError:
+        return
+    assert jobs
 
 
 def test_the_life_cycle_ends():

@@ -35,7 +35,9 @@ def test_a_latency_needs_its_unit():
         options.latency_ms("0.8")
 
 
-@pytest.mark.parametrize(("convert", "bad"), [(options.percentile, "100"), (options.port, "80000"), (options.cores, "")])
+@pytest.mark.parametrize(
+    ("convert", "bad"), [(options.percentile, "100"), (options.port, "80000"), (options.cores, "")]
+)
 def test_out_of_range(convert, bad):
     with pytest.raises(argparse.ArgumentTypeError):
         convert(bad)

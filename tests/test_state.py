@@ -15,13 +15,16 @@ def test_what_is_saved_is_read_again(tmp_path):
     assert state.read() is None
     state.write(SAVED)
     assert state.read() == SAVED
-    assert os.listdir(state.path.parent) == ["state.json"], "no temporary file is left"
+    assert list(state.path.parent.iterdir()) == [state.path], "no temporary file is left"
     state.clear()
     state.clear()
     assert state.read() is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"version": 99}', '{"version": 1}', '{"version": 1, "run": 2'])
+CORRUPT = ["", "{", "[]", "null", '{"version": 99}', '{"version": 1}', '{"version": 1, "run": 2']
+
+
+@pytest.mark.parametrize("text", CORRUPT)
 def test_a_corrupt_file_is_set_aside_with_a_warning(tmp_path, capsys, text):
     state = StateFile(tmp_path)
     state.path.write_text(text)
