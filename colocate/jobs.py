@@ -17,6 +17,7 @@ from colocate.cores import CoreSet
 from colocate.errors import UserError
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
+SUITES = ("parsec_", "parsec-", "splash2_", "splash2-", "splash2x_", "splash2x-")  # the event log has names without them
 RESERVED = frozenset({"scheduler", "memcached"})  # names with a meaning of their own in the event log
 
 
@@ -160,6 +161,8 @@ def _parse_job(entry: object, path: Path, number: int) -> JobSpec:
             raise bad(key, "unknown field", f"known are {', '.join(sorted(known))}")
     if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
         raise bad("name", f"{name!r} is no job name", "use lower case letters, digits, - and _, a letter first")
+    if prefix := next((prefix for prefix in SUITES if name.startswith(prefix)), ""):
+        raise bad("name", f"{name!r} has the suite's prefix", f"call it {name.removeprefix(prefix)!r}")
     image = entry.get("image")
     if not isinstance(image, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", image):
         raise bad("image", f"{image!r} is no image name", "write it like repository/name:tag")

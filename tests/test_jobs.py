@@ -44,6 +44,7 @@ def test_a_users_file(tmp_path):
         ('name = "memcached"', "name"),
         ('name = "scheduler"', "name"),
         ("name = 3", "name"),
+        ('name = "parsec_vips"', "name"),
         ('image = ""', "image"),
         ('image = "-v"', "image"),
         ('command = ""', "command"),

@@ -35,8 +35,8 @@ class Record:
         host = self._patient.create_host_config(
             cpuset_cpus=format_ranges(self.cores),  # explicit, because one can never be unset later
             network_mode=spec.network,
-            # The lowest there is: all else on the machine goes first (memcached's helpers, this controller, the
-            # engine itself), and a batch job only ever takes what is left.
+            # The lowest there is: what stands beside the container in the hierarchy goes first (with the systemd
+            # driver every other service; with cgroupfs only other containers).
             cpu_shares=2,
             log_config=_LOG,
         )
