@@ -102,7 +102,7 @@ def test_a_missing_file_names_what_there_is(tmp_path):
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), values=inner, max_size=3),
     max_leaves=8,
 )
 fields = st.sampled_from(["name", "image", "command", "threads", "network", "runtime_s", "sensitivity", "directory"])

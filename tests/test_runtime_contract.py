@@ -515,7 +515,7 @@ def test_what_a_killed_controller_left_is_removed(behave_binary: Path, cgroups: 
         jobs = ["running", "orphaned"]
         for job in jobs:
             rig.run("fork", name=job)
-        rig.until(lambda: all(len(rig.pids(job)) == 3 for job in jobs))
+        rig.until(lambda: sorted(marked(rig.run_id).values()) == sorted(3 * jobs))  # each has forked twice
         children = [pid for job in jobs for pid in rig.pids(job)[1:]]
         rig.process_runtime._watcher.close()  # a dead controller sees and does nothing any more
         rig.runtime.pause("running")
