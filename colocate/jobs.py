@@ -17,7 +17,7 @@ from colocate.cores import CoreSet
 from colocate.errors import UserError
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
-SUITES = ("parsec_", "parsec-", "splash2_", "splash2-", "splash2x_", "splash2x-")  # the event log has names without them
+SUITES = tuple(suite + mark for suite in ("parsec", "splash2", "splash2x") for mark in "_-")  # no part of a job's name
 RESERVED = frozenset({"scheduler", "memcached"})  # names with a meaning of their own in the event log
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from colocate.controller import Controller
@@ -122,12 +122,18 @@ def reporting(console: Console) -> Iterator[Report]:
         return
     share_column = TextColumn("{task.percentage:.0f} %")
     columns = (TextColumn("{task.description}"), BarColumn(), share_column, TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, object] = {}
+    bars = Progress(*columns, console=console, transient=True)
+    tasks: dict[str, TaskID] = {}
 
-        def draw(what: str, share: float) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=1.0)
-            bars.update(tasks[what], completed=share)  # type: ignore[arg-type]  # a TaskID, which is an int
+    def draw(what: str, share: float) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=1.0)
+            bars.start()
+        bars.update(tasks[what], completed=share)
+        if bars.finished:  # the terminal is the run's from now on
+            bars.stop()
 
+    try:
         yield draw
+    finally:
+        bars.stop()
