@@ -110,6 +110,13 @@ def test_the_wide_job_is_the_one_that_scales_better():
     assert share_out([bad, good], 3) == {"bad": 1, "good": 2}
 
 
+def test_no_measured_speed_up_leaves_another_job_without_a_core():
+    superlinear = job_view("a", JobState.RUNNING, frozenset({1}), threads=4, runtime_s={1: 13.4, 2: 6.3, 4: 3.0})
+    paused = job_view("b", JobState.PAUSED, threads=2)
+    assert share_out([superlinear, paused], 2) == {"a": 1, "b": 1}
+    assert speedup(superlinear.spec, 2) == 2
+
+
 def test_those_that_run_come_first_then_the_longest():
     running = job_view("r", JobState.RUNNING, frozenset({1}), runtime_s={1: 1.0})
     paused = job_view("p", JobState.PAUSED, runtime_s={1: 2.0})
