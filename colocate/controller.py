@@ -174,6 +174,10 @@ class Controller:
             self._noted[target, text] = now_s
             self.entries.append(Entry("custom", target, comment=text))
 
+    def reassert(self) -> list[Move]:
+        """What brings memcached's threads back to the cores that it was last given."""
+        return self._pins(self.service_cores, "put right")[1] if self.service_cores else []
+
     def finish(self, why: str, now_s: float, *, stopped: bool) -> None:
         """The run ends; what becomes of the jobs that have not is said in the log."""
         for job in self.jobs.values():
@@ -196,7 +200,7 @@ class Controller:
             if not job.open(now_s):
                 continue
             if job.state is JobState.WAITING:
-                if cores and job.created:
+                if cores and job.created and self._service_logged and self.seen.service.alive:
                     starts.append(Move(MoveKind.START, name, cores, job.threads, reason))
                 continue
             if found := job.contradiction(self.seen.jobs.get(name), now_s):

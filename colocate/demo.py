@@ -74,7 +74,10 @@ def private_memcached(threads: int) -> Iterator[tuple[int, int]]:
     with socket.create_server((IP, 0)) as free:
         port = free.getsockname()[1]
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([binary, "-l", IP, "-p", str(port), "-U", "0", "-t", str(threads), "-m", "128", *user])
+    process = subprocess.Popen(
+        [binary, "-l", IP, "-p", str(port), "-U", "0", "-t", str(threads), "-m", "128", *user],
+        start_new_session=True,  # the terminal's Ctrl-C is ours, not its
+    )
     try:
         _wait_for(port, process)
         yield port, process.pid

@@ -165,6 +165,9 @@ class JobLife:
                 self.took_effect(MoveKind.RESUME, frozenset(), event.time_s)
             case JobEventKind.EXITED:
                 self._exited(event)
+            case JobEventKind.GONE if self.state is JobState.WAITING:  # made anew; it had not begun
+                self.asked_for = self.created = False
+                self._not_before_s = event.time_s + BACK_OFF_S
             case JobEventKind.GONE:
                 why = "stopped" if self.stopping else f"vanished: {event.detail or 'removed by somebody'}"
                 self._over(JobState.STOPPED, why, event.time_s)

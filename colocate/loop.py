@@ -9,7 +9,7 @@ from typing import Literal
 from colocate.controller import Controller
 from colocate.eventlog import SchedulerLogger
 from colocate.metrics import MetricsWriter
-from colocate.move import Entry, Host, Move, MoveError, OnExit
+from colocate.move import SERVICE, Entry, Host, Move, MoveError, OnExit
 
 _RECORD_S = 0.19  # a quiet tick is not worth a record of its own
 
@@ -89,9 +89,11 @@ def run(
                 continue
             break
     finally:
-        problems = end(host, controller, log, on_exit, f"run {_ENDED.get(why, why)}")
-        if metrics is not None:
-            metrics.close()
+        try:
+            problems = end(host, controller, log, on_exit, f"run {_ENDED.get(why, why)}")
+        finally:
+            if metrics is not None:
+                metrics.close()
     return Ending(why, interrupted(), problems)
 
 
@@ -103,8 +105,10 @@ def end(host: Host, controller: Controller, log: SchedulerLogger, on_exit: OnExi
     if controller.counts:
         told = " ".join(f"{topic}={count}" for topic, count in sorted(controller.counts.items()))
         controller.entries.append(Entry("custom", "scheduler", comment=f"counted {told}"))
-    write(log, controller)
-    log.end()
+    try:
+        write(log, controller)
+    finally:
+        log.end()
     return tuple(problems)
 
 
@@ -114,20 +118,24 @@ _ENDED = {"interrupted": "interrupted", "duration": "over its duration", "once":
 
 def perform(host: Host, controller: Controller, log: SchedulerLogger, moves: Iterable[Move]) -> None:
     """Do each move, take in its outcome, and log it once it has happened."""
-    write(log, controller)
+    write(log, controller)  # what has happened since the last tick
     for move in moves:
         try:
             done = host.act(move)
         except MoveError as error:
             controller.settle(move, done=False, now_s=host.now(), error=str(error))
+            if move.target == SERVICE:  # what follows counts on its cores: the next tick plans anew
+                break
         else:
             controller.settle(move, done=done, now_s=host.now())
         write(log, controller)
+    write(log, controller)
 
 
 def write(log: SchedulerLogger, controller: Controller) -> None:
     """Write what waits for the event log."""
-    for entry in controller.entries:
+    while controller.entries:
+        entry = controller.entries.pop(0)
         match entry.event:
             case "start":
                 log.job_start(entry.target, entry.cores, entry.threads)
@@ -141,7 +149,6 @@ def write(log: SchedulerLogger, controller: Controller) -> None:
                 log.job_unpause(entry.target)
             case _:
                 log.custom_event(entry.target, entry.comment)
-    controller.entries.clear()
 
 
 def record(controller: Controller, time_s: float, tick: Tick) -> dict[str, object]:

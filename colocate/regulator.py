@@ -6,7 +6,7 @@ Each rule is a small function with one option in `Limits`. The defaults cost a g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -23,6 +23,7 @@ class Limits:
         cpu_max_age_s: its CPU figure is stale when older.
         qps_max_age_s: its request rate is stale when older.
         latency_max_age_s: its latency is stale when older, once there has been one.
+        latency_lost_s: a latency that has been stale for this long is not waited for any more: its source has ended.
         shrink_every_s: least time between two shrinkings, and after a growth.
         deadline_s: longest that a decision may take.
         strikes: failures of the policy after which the safe one takes over.
@@ -32,6 +33,7 @@ class Limits:
     cpu_max_age_s: float = 1.0
     qps_max_age_s: float = 2.0
     latency_max_age_s: float = 15.0
+    latency_lost_s: float = 60.0
     shrink_every_s: float = 0.5
     deadline_s: float = 0.25
     strikes: int = 3
@@ -62,8 +64,9 @@ class Safe(Policy):
     """The built-in policy that takes over when another has failed too often."""
 
     def decide(self, view: View) -> Plan:
-        """The safe set, always."""
-        return safe_plan(view)
+        """A core for each of memcached's threads, but one for the jobs where there are two: the run must end."""
+        service = min(max(1, view.service.threads), max(1, view.total_cores - 1))
+        return Plan(service, share_out(view.jobs.values(), view.total_cores - service), reason="safe policy")
 
 
 class Regulator:
@@ -82,7 +85,7 @@ class Regulator:
         self.counts: Counter[str] = Counter()
         self._deadline = deadline
         self._accepted = Plan(0)
-        self._latency_seen = False
+        self._latency_s = float("-inf")  # when it was last fresh
         self._changed_s = float("-inf")
 
     def plan(self, view: View) -> tuple[Plan, list[Intervention]]:
@@ -150,13 +153,15 @@ class Regulator:
     def _fresh_enough(self, plan: Plan, view: View) -> tuple[Plan, str] | None:
         """On stale or missing signals only moves in memcached's favour."""
         service = view.service
-        self._latency_seen = self._latency_seen or service.latency_ms.value is not None
+        if service.latency_ms.fresh(self.limits.latency_max_age_s):
+            self._latency_s = view.time_s
+        expected = view.time_s - self._latency_s < self.limits.latency_lost_s
         stale = [
             name
             for name, signal, max_age_s in (
                 ("CPU", service.cpu_cores, self.limits.cpu_max_age_s),
                 ("request rate", service.qps, self.limits.qps_max_age_s),
-                *([("latency", service.latency_ms, self.limits.latency_max_age_s)] if self._latency_seen else []),
+                *([("latency", service.latency_ms, self.limits.latency_max_age_s)] if expected else []),
             )
             if not signal.fresh(max_age_s)
         ]
@@ -176,6 +181,10 @@ def malformed(plan: object) -> str:
     """Why this is no plan at all; empty if it is one."""
     if not isinstance(plan, Plan):
         return f"decide() returned {type(plan).__name__}, not a Plan"
+    if not isinstance(plan.jobs, Mapping) or not isinstance(plan.share, Set):
+        return "jobs is no mapping, or share no set"
+    if odd := [name for name in (*plan.jobs, *plan.share) if not isinstance(name, str)]:
+        return f"{odd[0]!r} is no job's name"
     counts = {"memcached": plan.service, **plan.jobs}
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:

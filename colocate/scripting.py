@@ -16,7 +16,7 @@ from colocate.controller import Controller
 from colocate.cores import CoreSet
 from colocate.jobs import ACTIVE, ENDED, JobState
 from colocate.lifecycle import JobLife
-from colocate.loop import end, perform, write
+from colocate.loop import end, perform
 from colocate.move import SERVICE, Move, MoveKind
 from colocate.session import Session, Settings, session
 
@@ -182,7 +182,7 @@ class Scheduler:
 
     def _refresh(self) -> None:
         self._controller.absorb(self._open.host.observe())
-        write(self._open.log, self._controller)
+        perform(self._open.host, self._controller, self._open.log, self._controller.reassert())
 
     def _life(self, job: str, *states: JobState) -> JobLife:
         self._refresh()

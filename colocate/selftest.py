@@ -19,8 +19,9 @@ from colocate.errors import UserError
 from colocate.eventlog import SchedulerLogger, violations
 from colocate.host import procfs
 from colocate.host.containers import ContainerRuntime
+from colocate.host.find import ServiceProcess, find, local_address
 from colocate.host.latency import Probe
-from colocate.host.memcached import PinError, ServiceAffinity, ServiceProcess, find, local_address
+from colocate.host.memcached import PinError, ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobEvent, JobEventKind, JobSpec, JobState, load_catalogue

@@ -19,13 +19,15 @@ from typing import Literal
 
 from colocate import mcperf
 from colocate.controller import Controller
-from colocate.cores import CoreSet
+from colocate.cores import CoreSet, format_ranges
 from colocate.errors import UserError
 from colocate.eventlog import SchedulerLogger, parse
+from colocate.host.cgroup import JobCgroup
 from colocate.host.containers import ContainerRuntime
+from colocate.host.find import find, local_address
 from colocate.host.latency import LatencySource, Probe, Reported
 from colocate.host.live import Doorbell, LiveHost, Service
-from colocate.host.memcached import ServiceAffinity, find, local_address
+from colocate.host.memcached import ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.pretend import PretendRuntime
 from colocate.host.processes import ProcessRuntime
@@ -41,7 +43,7 @@ from colocate.policy import load_policy
 from colocate.regulator import Limits
 from colocate.report.grade import Interval, grade, probed_intervals, reported_intervals
 from colocate.report.summary import Summary, summarize
-from colocate.topology import read_topology
+from colocate.topology import Topology, read_topology
 from colocate.view import Slo
 
 _FIRST_S = 2.0  # memcached answers within that, or it is asked again by and by
@@ -123,7 +125,8 @@ class Session:
             {j.name: {"state": str(j.state), "retries": j.retries, "threads": j.threads} for j in jobs},
             log=str(self.log.path),
             mcperf=str(load) if load else None,
-            source="dry-run" if settings.dry_run else "live",
+            source="live",
+            dry_run=settings.dry_run,
             policy=settings.policy,
             cores=sorted(self.controller.topology.cores),
             slo_ms=slo.latency_ms,
@@ -162,30 +165,32 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
     """
     jobs = load_catalogue(settings.jobs)
     policy = load_policy(settings.policy, settings.options)
-    topology = read_topology()
-    topology = topology.only(settings.cores) if settings.cores else topology
     ip = local_address(settings.memcached_ip)
     affinity = ServiceAffinity(find(ip, settings.port, pid=settings.memcached_pid))
+    topology = _managed(settings.cores, affinity.process.pid)
     if not settings.dry_run:
         affinity.may_pin()
     _check_writable(settings.log_dir)
     _check_latency_file(settings.latency_from)
 
     lock = Lock(settings.state_dir / "lock" if settings.state_dir else default_lock())
-    lock.acquire()
+    if not settings.dry_run:
+        lock.acquire()
     try:
         state = StateFile(settings.state_dir or default_directory())
         if not settings.dry_run and (saved := state.read()) is not None:
             done, failed = restore(saved)
-            for line in (*done, *failed):
+            for line in done:
                 sys.stderr.write(f"colocate: left by an earlier run: {line}\n")
+            if failed:
+                raise UserError(f"an earlier run is not put back: {failed[0]}", "mend that, or see `colocate restore`")
             state.clear()
-            affinity = ServiceAffinity(affinity.process)  # what was there before us, not what a killed run left
+        affinity = ServiceAffinity(affinity.process)  # as it is now that nobody else is at it
         runtime = _runtime(settings, run_id := secrets.token_hex(4), doorbell := Doorbell())
         runtime.prepare(jobs, progress)
 
         def remember(of: ServiceAffinity) -> None:
-            state.write(Saved(run_id, boot_id(), runtime.name, of.to_json()))
+            state.write(Saved(run_id, boot_id(), runtime.name, str(log.path.absolute()), of.to_json()))
 
         statistics = Statistics(ip, settings.port)
         statistics.first(_FIRST_S)
@@ -210,6 +215,24 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
                 state.clear()
     finally:
         lock.release()
+
+
+def _managed(wanted: CoreSet | None, pid: int) -> Topology:
+    """The cores to share out: those asked for, else all that memcached's cpuset allows.
+
+    Raises:
+        UserError: one is not there, or there are fewer than two.
+    """
+    topology = read_topology()
+    if wanted is None:
+        group = JobCgroup.of(pid)
+        allowed = group.cores()
+        group.close()
+        wanted = topology.cores & allowed if allowed else topology.cores
+    topology = topology.only(wanted)
+    if len(topology.cores) < 2:
+        raise UserError(f"one core, {format_ranges(topology.cores)}, cannot be shared out", "give --cores two or more")
+    return topology
 
 
 def _runtime(settings: Settings, run_id: str, doorbell: Doorbell) -> Runtime:

@@ -59,6 +59,7 @@ BAD = [
     (["--percentile", "101"], "--percentile"),
     (["--cores", "3-1"], "--cores.*3-1"),
     (["--cores", "0,999"], "core 999 is not on this machine"),
+    (["--cores", "0"], "one core, 0, cannot be shared out"),
     (["--jobs", "nosuch"], "'nosuch'.*cca-2023, cca-2026, demo"),
     (["--jobs", "bad.toml"], "bad.toml: job one: threads: 0"),
     (["--policy", "nosuch"], "'nosuch'.*reactive"),

@@ -97,6 +97,26 @@ def test_a_vanished_container_is_reported_not_finished():
     assert not any(line.startswith("end") for line in subject.log)
 
 
+def test_no_job_starts_before_memcached_is_pinned():
+    subject = machine(Plan(1, {"a": 1}), jobs=("a",))
+    dead = service_sample(None, alive=False, qps=None)
+    for _ in range(4):
+        subject.tick(service=dead)
+    assert subject.log[0].startswith("custom memcached")
+    assert not any(line.startswith("start") for line in subject.log)
+    settle(subject)
+    assert [line.split()[1] for line in subject.log if line.startswith("start")] == ["memcached", "a"]
+
+
+def test_a_container_removed_before_its_start_is_made_again():
+    subject = machine(Plan(4, {"a": 0}), jobs=("a",))
+    settle(subject)
+    subject.tell("a", JobEventKind.GONE)
+    kinds = [move.kind for _ in range(4) for move in subject.tick()]
+    assert kinds.count(MoveKind.CREATE) == 1
+    assert states(subject) == {"a": JobState.WAITING}
+
+
 def test_a_job_that_cannot_be_created_is_asked_for_again_and_then_given_up():
     subject = machine(Plan(1, {"a": 1}), jobs=("a",), retries=1)
     creations = 0

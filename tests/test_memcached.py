@@ -16,15 +16,8 @@ import pytest
 
 from colocate.errors import UserError
 from colocate.host import procfs
-from colocate.host.memcached import (
-    PinError,
-    ServiceAffinity,
-    ServiceProcess,
-    find,
-    find_again,
-    local_address,
-    restore_from,
-)
+from colocate.host.find import ServiceProcess, find, find_again, local_address
+from colocate.host.memcached import PinError, ServiceAffinity, restore_from
 from tests.memcached_fixture import DEADLINE_S, Memcached, eventually, free_port, running_memcached
 
 ALL = frozenset(os.sched_getaffinity(0))

@@ -74,6 +74,13 @@ def test_a_bad_file_is_refused_by_name(parser, tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_keys_of_another_command_are_no_fault(parser, tmp_path):
+    file = tmp_path / "shared.toml"
+    file.write_text('port = 11311\nslo = "2ms"\n')
+    args = options.parse_with_config(parser, ["--config", str(file)], ignored=("port",))
+    assert args.slo == pytest.approx(2.0)
+
+
 def test_a_file_that_is_not_there(parser, tmp_path):
     with pytest.raises(UserError, match="No such file"):
         options.parse_with_config(parser, [f"--config={tmp_path / 'none.toml'}"])

@@ -23,9 +23,11 @@ def test_a_good_plan_passes_untouched():
     assert (plan, changes) == (Plan(2, {"a": 1, "b": 1}, reason="why"), [])
 
 
-@pytest.mark.parametrize(
-    "nonsense", [None, 3, Plan(-1), Plan(True), Plan(1.5), Plan(1, {"a": -1}), Plan(1, {"a": "2"}), ValueError("boom")]
-)
+NONSENSE = [None, 3, Plan(-1), Plan(True), Plan(1.5), Plan(1, {"a": -1}), Plan(1, {"a": "2"}), ValueError("boom")]
+NONSENSE += [Plan(1, {}, []), Plan(1, {3: 1}), Plan(1, 7)]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
 def test_nonsense_costs_a_strike_and_gives_the_safe_set(nonsense):
     subject = regulator(nonsense)
     plan, changes = subject.plan(view(jobs=JOBS, sample=service_sample(threads=3)))
@@ -76,6 +78,27 @@ def test_stale_signals_allow_only_moves_in_memcacheds_favour(stale):
     assert (plan.service, plan.jobs["a"], rules(changes)) == (2, 2, ["fresh_enough"])
     plan, changes = regulator(Plan(3)).plan(view(jobs=JOBS, sample=stale, service_cores=two))
     assert (plan.service, changes) == (3, [])
+
+
+def test_a_latency_that_never_comes_back_is_not_waited_for_for_ever():
+    subject = regulator(Plan(1, {"a": 3}), latency_max_age_s=5, latency_lost_s=20)
+    two = frozenset({0, 1})
+
+    def service_at(time_s, latency_ms):
+        sample = service_sample(latency_ms=latency_ms)
+        return subject.plan(view(time_s=time_s, jobs=JOBS, sample=sample, service_cores=two))[0].service
+
+    assert service_at(0, 0.5) == 1
+    assert service_at(10, None) == 2, "it may come back"
+    assert service_at(21, None) == 1, "its source has ended"
+
+
+def test_the_safe_policy_lets_the_run_end():
+    subject = regulator(RuntimeError("bug"), strikes=1)
+    seen = view(jobs=JOBS, sample=service_sample(threads=4))
+    assert subject.plan(seen)[0].service == 4, "at once all it can use"
+    plan, _ = subject.plan(view(time_s=9, jobs=JOBS, sample=service_sample(threads=4)))
+    assert (plan.service, plan.jobs["a"]) == (3, 1)
 
 
 def test_memcached_does_not_shrink_again_at_once():

@@ -500,7 +500,7 @@ def test_only_what_carries_the_runs_mark_is_killed(behave_binary: Path) -> None:
     others = {**os.environ, MARK: "another-run/job"}
     bystanders = [psutil.Popen([str(behave_binary), "spin", "1"], env=env) for env in (None, others)]
     try:
-        assert kill_leftovers("nobody") == []
+        assert kill_leftovers("nobody") == ([], [])
         assert [bystander.poll() for bystander in bystanders] == [None, None]
     finally:
         for bystander in bystanders:
@@ -520,9 +520,9 @@ def test_what_a_killed_controller_left_is_removed(behave_binary: Path, cgroups: 
         rig.process_runtime._watcher.close()  # a dead controller sees and does nothing any more
         rig.runtime.pause("running")
         rig.kill("orphaned")
-        assert len(kill_leftovers(rig.run_id)) == 2
+        assert [len(lines) for lines in kill_leftovers(rig.run_id)] == [2, 0]
         rig.until(lambda: not any(map(psutil.pid_exists, children)))
-        assert kill_leftovers(rig.run_id) == []
+        assert kill_leftovers(rig.run_id) == ([], [])
     finally:
         rig.runtime.close("stop", PATIENCE_S)
         rig.clean()

@@ -7,7 +7,7 @@ import pytest
 from colocate.errors import UserError
 from colocate.host.state import Lock, Saved, StateFile, boot_id
 
-SAVED = Saved("run1", boot_id(), "docker", {"pid": 7, "start_ticks": 9, "masks": {"7": "0-3"}})
+SAVED = Saved("run1", boot_id(), "docker", "logs/log1.txt", {"pid": 7, "start_ticks": 9, "masks": {"7": "0-3"}})
 
 
 def test_what_is_saved_is_read_again(tmp_path):
@@ -36,7 +36,7 @@ def test_a_corrupt_file_is_set_aside_with_a_warning(tmp_path, capsys, text):
 
 def test_what_was_before_a_reboot_is_not_true_any_more(tmp_path):
     state = StateFile(tmp_path)
-    state.write(Saved("run1", "another boot", "docker", {}))
+    state.write(Saved("run1", "another boot", "docker", "", {}))
     assert state.read() is None
     assert not state.path.exists()
 

@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_run_options(parser)
     parser.add_argument("--runtime", choices=("docker", "process"), help="how jobs run (default: docker if it can)")
-    parser.set_defaults(run=demo_command, configurable=parser)
+    parser.set_defaults(run=demo_command, configurable=parser, ignored=("memcached-ip", "port", "memcached-pid"))
 
 
 def demo_command(args: argparse.Namespace) -> int:

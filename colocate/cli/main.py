@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
 
 from colocate import __version__
@@ -56,10 +58,12 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is as `colocate --help` tells."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that what is open is closed; a run has handlers of its own
+        signal.signal(number, _leave)
     try:
         args = build_parser().parse_args(words)
         if "configurable" in args:  # the command's options may also stand in a file
-            args = parse_with_config(args.configurable, words[1:])
+            args = parse_with_config(args.configurable, words[1:], args.ignored)
         return int(args.run(args))
     except UserError as error:
         sys.stderr.write(f"colocate: {error}\n")
@@ -69,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

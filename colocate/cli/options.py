@@ -82,11 +82,13 @@ port = _checked(_port)
 cores = _checked(_cores)
 
 
-def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+def parse_with_config(
+    parser: argparse.ArgumentParser, argv: Sequence[str], ignored: Sequence[str] = ()
+) -> argparse.Namespace:
     """Parse `argv` with the options of a configuration file put before it, so that flags win.
 
     The file is `--config FILE`, else `colocate.toml` here if there is one. A key is an option's long name; `true`
-    sets a flag, a list repeats an option.
+    sets a flag, a list repeats an option. Keys in `ignored` are another command's.
 
     Raises:
         UserError: the file cannot be read, a key is unknown, or a value is bad; names file and key.
@@ -104,6 +106,8 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> a
     words: list[str] = []
     for key, value in table.items():
         name = key.replace("_", "-")
+        if name in ignored:
+            continue
         if name not in known or name in {"config", "help"}:
             options = ", ".join(sorted(set(known) - {"config", "help"}))
             raise UserError(f"{path}: unknown key {key!r}", f"known are {options}")

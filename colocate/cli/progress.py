@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.live import Live
@@ -27,6 +29,8 @@ _STYLES = {
 class RunView:
     """The live picture of a run on standard error: a table on a terminal, else a line every few seconds.
 
+    A thread draws, so that a terminal that takes nothing more (Ctrl-S, a full pipe) never holds up the loop.
+
     Args:
         console: where to draw.
         verbose: also a line for every move, with its reason.
@@ -36,40 +40,52 @@ class RunView:
         self._console = console
         self._verbose = verbose
         self._every_s = 0.5 if console.is_terminal else 5.0
-        self._next_s = 0.0
-        self._begin_s: float | None = None
-        self._live: Live | None = None
+        self._view: View | None = None
+        self._reason = ""
+        self._begin_s = 0.0
+        self._lines: deque[str] = deque(maxlen=1000)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._draw, name="live-view", daemon=True)
 
     def __enter__(self) -> RunView:
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._stop.set()
+        self._thread.join(timeout=1.0)
 
     def show(self, controller: Controller) -> None:
-        """Draw, at most twice a second."""
+        """Take what there is to draw; costs next to nothing."""
         decision = controller.decision
         if decision is None:
             return
+        if self._view is None:
+            self._begin_s = decision.view.time_s
+        self._view, self._reason = decision.view, decision.plan.reason
         if self._verbose:
             for move in decision.moves:
                 cores = f" {format_ranges(move.cores)}" if move.cores else ""
-                self._console.print(f"{move.kind} {move.target}{cores}: {move.reason}", highlight=False, markup=False)
-        now_s = decision.view.time_s
-        if self._begin_s is None:
-            self._begin_s = now_s
-        if now_s < self._next_s:
-            return
-        self._next_s = now_s + self._every_s
-        if self._live is not None:
-            self._live.update(_table(decision.view, now_s - self._begin_s, decision.plan.reason), refresh=True)
-        else:
-            text = _line(decision.view, now_s - self._begin_s)
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+                self._lines.append(f"{move.kind} {move.target}{cores}: {move.reason}")
+
+    def _draw(self) -> None:
+        live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        with live or nullcontext():
+            next_s = 0.0
+            while not self._stop.wait(0.1 if self._verbose else 0.5):
+                while self._lines:
+                    self._console.print(self._lines.popleft(), highlight=False, markup=False, soft_wrap=True)
+                view = self._view
+                if view is None or view.time_s < next_s:
+                    continue
+                next_s = view.time_s + self._every_s
+                elapsed_s = view.time_s - self._begin_s
+                if live is not None:
+                    live.update(_table(view, elapsed_s, self._reason), refresh=True)
+                else:
+                    self._console.print(_line(view, elapsed_s), highlight=False, markup=False, soft_wrap=True)
+            while self._lines:
+                self._console.print(self._lines.popleft(), highlight=False, markup=False, soft_wrap=True)
 
 
 def _service(view: View) -> str:

@@ -49,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=_DEFAULTS.runtime,
         help="run jobs as Docker containers (default) or as plain processes",
     )
-    parser.set_defaults(run=run_command, configurable=parser)
+    parser.set_defaults(run=run_command, configurable=parser, ignored=())
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--probe-hz", type=float, metavar="N", help="requests a second of the latency probe")
     add("--on-exit", choices=("stop", "leave", "pause"), default=default.on_exit, help="of unfinished jobs (stop)")
     add("--once", action="store_true", help="one decision, then end")
-    add("--dry-run", action="store_true", help="look and decide for real, touch nothing")
+    add("--dry-run", action="store_true", help="look and decide for real, touch nothing; until Ctrl-C or --duration")
     add("--state-dir", type=Path, metavar="DIR", help="where lock and recovery state lie (default /run/colocate)")
     add("--config", type=Path, metavar="FILE", help="options from this file instead of ./colocate.toml")
     add("--json", action="store_true", help="print the summary as JSON on standard output")

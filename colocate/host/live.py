@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from types import FrameType
 
 from colocate.cores import CoreSet
+from colocate.errors import UserError
+from colocate.host.find import ServiceProcess, find_again
 from colocate.host.latency import LatencySource
-from colocate.host.memcached import PinError, ServiceAffinity, ServiceProcess, find_again
+from colocate.host.memcached import PinError, ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.runtime import Runtime
 from colocate.host.statistics import Statistics
@@ -219,7 +221,10 @@ class LiveHost:
             return
         affinity = ServiceAffinity(found)
         if self._remember is not None:
-            self._remember(affinity)
+            try:
+                self._remember(affinity)
+            except UserError as error:  # a full disk: pinned all the same
+                self.problems.append(str(error))
         self._service.affinity = affinity
         self._doorbell.ring()
 

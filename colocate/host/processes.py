@@ -348,7 +348,7 @@ class ProcessRuntime:
             if one.process is not process:
                 return
             started = one.running
-            proctree.kill_all(lambda: self._members(one), one.group, process.pid, 0.2)
+            proctree.kill_all(lambda: self._members(one), one.group, process.pid, 0.02)
             code = process.wait()
             one.process, one.paused, one.stopping = None, False, False
             one.owed.clear()

@@ -73,7 +73,7 @@ def signal_all(members: Members, number: int) -> None:
         if not new:
             return
         for pid in new:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):  # it has ended, or has become another user's
                 os.kill(pid, number)
         done |= new
 
@@ -137,13 +137,13 @@ def marked(run_id: str, root: Path = Path("/")) -> dict[int, str]:
     return found
 
 
-def kill_leftovers(run_id: str, root: Path = Path("/")) -> list[str]:
+def kill_leftovers(run_id: str, root: Path = Path("/")) -> tuple[list[str], list[str]]:
     """Kill the jobs that an earlier run has left behind, found by their mark and in its cgroups; remove the cgroups.
 
     Returns:
-        what was killed, one line each.
+        what was killed, and what would not end; one line each.
     """
-    killed = []
+    killed, left = list[str](), list[str]()
     groups = made(run_id, root)
     for job in sorted({*marked(run_id, root).values(), *groups}):
         group = groups.get(job, JobCgroup())
@@ -154,9 +154,9 @@ def kill_leftovers(run_id: str, root: Path = Path("/")) -> list[str]:
         if members():
             signal_all(members, signal.SIGCONT)
             gone = kill_all(members, group, 0, _KILL_S)
-            killed.append(f"{job}: its processes {'killed' if gone else 'do not end'}")
+            (killed if gone else left).append(f"{job}: its processes {'killed' if gone else 'do not end'}")
         wait_until(group.remove, _KILL_S)
-    return killed
+    return killed, left
 
 
 def _stat(pid: int, root: Path) -> list[str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from pathlib import Path
+
 from colocate.errors import UserError
+from colocate.eventlog import SCHEDULER, Event, parse
 from colocate.host.engine import CALL_TIMEOUT_S, client_from_env, connect, leftover_runs, remove_leftovers
 from colocate.host.memcached import PinError, restore_from
 from colocate.host.proctree import kill_leftovers
@@ -10,7 +14,7 @@ from colocate.host.state import Saved
 
 
 def restore(saved: Saved) -> tuple[list[str], list[str]]:
-    """Give memcached its affinity back and remove the run's jobs.
+    """Give memcached its affinity back, remove the run's jobs, and close its event log.
 
     Returns:
         what was done, and what could not be done; one line each.
@@ -23,12 +27,30 @@ def restore(saved: Saved) -> tuple[list[str], list[str]]:
     except (PinError, ValueError) as error:
         failed.append(str(error))
     if saved.runtime == "process":
-        done += kill_leftovers(saved.run)
+        more_done, more_failed = kill_leftovers(saved.run)
     else:
         more_done, more_failed = remove_containers(saved.run)
-        done += more_done
-        failed += more_failed
+    done += more_done
+    failed += more_failed
+    if not failed and _close_log(Path(saved.log)):
+        done.append(f"{saved.log} closed")
     return done, failed
+
+
+def _close_log(path: Path) -> bool:
+    """Write the last lines that a killed run could not; a torn line before them goes. Whether there was a need."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        events = parse(whole).events
+        if not events or (events[-1].event, events[-1].job) == ("end", SCHEDULER):
+            return False
+        now = max(datetime.now(), events[-1].time)
+        last = [Event(now, "custom", SCHEDULER, comment="killed, put back"), Event(now, "end", SCHEDULER)]
+        path.write_text(whole + "".join(f"{event}\n" for event in last), encoding="utf-8")
+    except OSError:  # the log has been moved away, and needs no end
+        return False
+    return True
 
 
 def remove_containers(run: str | None) -> tuple[list[str], list[str]]:

@@ -41,12 +41,14 @@ class Saved:
         run: the run's id, as on the containers' labels.
         boot_id: the kernel's; after a reboot nothing of this is true any more.
         runtime: `docker` or `process`.
+        log: the run's event log.
         service: memcached's pid, start time and original affinity, as `host.memcached` writes it.
     """
 
     run: str
     boot_id: str
     runtime: str
+    log: str
     service: Mapping[str, object]
 
 
@@ -93,6 +95,7 @@ class StateFile:
                 run=str(data["run"]),
                 boot_id=str(data["boot_id"]),
                 runtime=str(data["runtime"]),
+                log=str(data["log"]),
                 service=dict(data["service"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
