@@ -140,7 +140,7 @@ class Session:
     def _intervals(self, load: Path | None) -> tuple[list[Interval], str | None]:
         if load is not None and load.is_file():
             reported = reported_intervals(mcperf.parse(load.read_text(errors="replace")), self.settings.slo.percentile)
-            if reported:
+            if any(interval.latency_ms is not None for interval in reported):
                 return reported, "mcperf"
         probed = probed_intervals(read(self.metrics.path), self.begin_s) if self.metrics.path.exists() else []
         return probed, "probe" if probed else None
