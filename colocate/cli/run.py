@@ -39,7 +39,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_run_options(parser)
     parser.add_argument("--memcached-ip", metavar="IP", help="where memcached listens; an address of this machine")
     parser.add_argument("--port", type=options.port, default=_DEFAULTS.port, help="its port (default %(default)s)")
     parser.add_argument("--memcached-pid", type=options.count, metavar="PID", help="its process, where it is not found")
@@ -49,6 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=_DEFAULTS.runtime,
         help="run jobs as Docker containers (default) or as plain processes",
     )
+    add_run_options(parser)
     parser.set_defaults(run=run_command, configurable=parser, ignored=())
 
 
