@@ -25,6 +25,7 @@ _FREEZE_S = 10.0  # a job that gets no CPU takes long to freeze, and a worker wa
 _EVENT_S, _ASK_AGAIN_S = 0.025, 0.01  # the engine takes 20 ms to notice an end; asking earlier only delays it
 _KILL_AGAIN_S, _KILLS = 5.0, 3
 _RECORD_BACK_OFF_S, _RECORD_TRIES = 1.0, 5
+_UNSURE_S = 60.0  # an engine that hung carries out old calls first
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +135,8 @@ class Container(Wishes):
                 known = (self._record.cores, self._record.paused)
                 self._record.paused = state["Paused"]
                 self._record.cores = parse_ranges(found["HostConfig"]["CpusetCpus"])
-                if known == (self._cores, self._paused) != (self._record.cores, self._record.paused):
+                now = (self._record.cores, self._record.paused)
+                if known == (self._cores, self._paused) != now and time.monotonic() > self._unsure_s:
                     what = "paused" if self._record.paused else f"moved to {format_ranges(self._record.cores)}"
                     self._emit(JobEventKind.CHANGED, detail=f"{what} by somebody else, put right")
                 self._suspect = self._grip.ended()  # then the engine only has not noticed yet
@@ -229,6 +231,7 @@ class Container(Wishes):
     def _record_failed(self, error: BaseException) -> None:
         with self._cond:
             self._record_tries += 1
+            self._unsure_s = time.monotonic() + _UNSURE_S
             self._record_s = time.monotonic() + _RECORD_BACK_OFF_S * self._record_tries
             self._suspicious()  # also brings what we believe of the record up to date
             if self._record_tries >= _RECORD_TRIES:

@@ -79,6 +79,7 @@ class Wishes:
         self._cores, self._paused = cores, False  # the wish
         self._wish_s = self._record_s = 0.0  # when it changed; when the record may be touched again
         self._record_tries = 0
+        self._unsure_s = 0.0  # until then a call that we gave up may still be carried out
         self._owed: set[JobEventKind] = set()  # wishes that were answered by False
         self._start_wished = self._stop_wished = False
         self._kills, self._kill_s = 0, 0.0
