@@ -216,10 +216,10 @@ def test_a_container_removed_by_somebody_is_reported_not_finished(tmp_path, serv
 
 def test_a_dry_run_decides_and_touches_nothing(tmp_path, server, docker_client):
     before, original = ours(docker_client), masks(server.pid)
-    with running(tmp_path, server, "--dry-run", "--jobs", "cca-2026", "--duration", "2s") as run:
+    with running(tmp_path, server, "--dry-run", "--jobs", "cca-2026") as run:
         run.until("start streamcluster")
         assert (ours(docker_client), masks(server.pid)) == (before, original)
-        assert run.end() == 3
+        assert run.end(signal.SIGTERM) == 143
     assert (run.summary["source"], run.summary["dry_run"]) == ("live", True)
     assert violations(run.log) == []
     assert not (tmp_path / "state/state.json").exists()
@@ -227,10 +227,9 @@ def test_a_dry_run_decides_and_touches_nothing(tmp_path, server, docker_client):
 
 def test_only_the_cores_it_may_manage_are_used(tmp_path, server, jobs_of):
     first, last = min(ALL), max(ALL)
-    arguments = jobs_of({"spin": "spin 1"})
-    with running(tmp_path, server, *arguments, "--cores", f"{first},{last}", "--duration", "2s") as run:
+    with running(tmp_path, server, *jobs_of({"spin": "spin 1"}), "--cores", f"{first},{last}") as run:
         run.until("start spin")
-        assert run.end() == 3
+        assert run.end(signal.SIGTERM) == 143
     used = {int(core) for cores in re.findall(r"\[([\d,]+)\]", run.log) for core in cores.split(",")}
     assert used <= {first, last}
 
@@ -249,9 +248,9 @@ def test_a_policy_that_raises_or_hangs_costs_strikes_not_the_run(tmp_path, serve
         "import time\nfrom colocate.policy import Policy\n"
         "class Hangs(Policy):\n    def decide(self, view):\n        time.sleep(30)\n"
     )
-    with running(tmp_path, server, *jobs_of({"spin": "spin 1"}), "--policy", "bad.py:Hangs", "--duration", "4s") as run:
+    with running(tmp_path, server, *jobs_of({"spin": "spin 1"}), "--policy", "bad.py:Hangs") as run:
         run.until("safe+policy+takes+over")
-        assert run.end() == 3
+        assert run.end(signal.SIGTERM) == 143
     assert violations(run.log) == []
 
 
