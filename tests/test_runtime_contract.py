@@ -140,7 +140,14 @@ class ProcessRig(Rig):
 
     def pid(self, job: str) -> int:
         """The first of its processes, which leads the session."""
-        return next(pid for pid, of in marked(self.run_id).items() if of == job and os.getsid(pid) == pid)
+        found: list[int] = []
+
+        def seen() -> bool:  # not while it becomes another program: then it has no environment
+            found[:] = [pid for pid, of in marked(self.run_id).items() if of == job and os.getsid(pid) == pid]
+            return bool(found)
+
+        self.until(seen)
+        return found[0]
 
     def left(self) -> dict[str, str]:
         found = {}
