@@ -149,7 +149,7 @@ class JobLife:
         self._not_before_s = now_s + BACK_OFF_S
 
     def happened(self, event: JobEvent) -> None:
-        """Take in what a runtime reports, except FAILED, which says what failed only together with the state."""
+        """Take in what a runtime reports; what FAILED means follows from the state."""
         if self.state in ENDED:
             return
         match event.kind:

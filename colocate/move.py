@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from colocate.cores import CoreSet
+from colocate.eventlog import SERVICE as SERVICE
 from colocate.view import Observation
 
-SERVICE = "memcached"
 OnExit = Literal["stop", "leave", "pause"]
 
 

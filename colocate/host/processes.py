@@ -22,14 +22,11 @@ from colocate.cores import CoreSet
 from colocate.errors import UserError
 from colocate.host import proctree
 from colocate.host.cgroup import FREEZE_WAIT_S, JobCgroup, make
-from colocate.host.proctree import kill_leftovers
 from colocate.host.runtime import Progress
 from colocate.host.watcher import Watcher
 from colocate.jobs import JobEvent, JobEventKind, JobSpec
 from colocate.move import OnExit
 from colocate.view import JobSample
-
-__all__ = ["ProcessRuntime", "kill_leftovers"]
 
 GRACE_S = 1.0  # from SIGTERM to SIGKILL
 _FREEZE_S, _ASK_AGAIN_S = 10.0, 0.005  # a job that gets no CPU takes long to freeze or to stop
