@@ -60,6 +60,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _factor(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise UserError(f"{text!r} is no factor", "give a number above 0, such as 60")
+    return value
+
+
 def _port(text: str) -> int:
     value = _count(text)
     if not 1 <= value <= 65535:
@@ -78,6 +88,7 @@ seconds = _checked(_seconds)
 latency_ms = _checked(_latency_ms)
 percentile = _checked(_percentile)
 count = _checked(_count)
+factor = _checked(_factor)
 port = _checked(_port)
 cores = _checked(_cores)
 

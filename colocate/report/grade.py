@@ -100,13 +100,9 @@ class _Life:
 
 
 def grade(log: Log, intervals: Sequence[Interval] = (), slo_ms: float = 0.8) -> Grade:
-    """Grade one run; never divides by zero, never raises on an odd log.
-
-    Of several runs in one file, the one that the intervals cover best is taken; without intervals, the one with most
-    jobs.
-    """
+    """Grade one run; never divides by zero, never raises on an odd log."""
     parts = runs(log)
-    run = max(reversed(parts), key=lambda part: (_overlap(part.events, intervals)[1], len(_lives(part.events))))
+    run = graded_run(log, intervals)
     missing = check(run)
     warnings = [*missing, *told(run.deviations), *told(suspicions(run))]
     if len(parts) > 1:
@@ -140,6 +136,11 @@ def grade(log: Log, intervals: Sequence[Interval] = (), slo_ms: float = 0.8) -> 
         pauses=sum(life.pauses for life in lives.values()),
         warnings=tuple(warnings),
     )
+
+
+def graded_run(log: Log, intervals: Sequence[Interval] = ()) -> Log:
+    """Of several runs in one file the one that the intervals cover best; without intervals, the one with most jobs."""
+    return max(reversed(runs(log)), key=lambda part: (_overlap(part.events, intervals)[1], len(_lives(part.events))))
 
 
 def reported_intervals(output: mcperf.Output, percentile: float = 95.0) -> list[Interval]:

@@ -1,0 +1,1 @@
+"""The simulated machine: models of memcached and of batch jobs, in virtual time."""

@@ -1,0 +1,158 @@
+"""One simulated run: the loop, the controller and the event log of a live run, on a machine on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from colocate import mcperf
+from colocate.controller import Controller
+from colocate.errors import UserError
+from colocate.eventlog import SchedulerLogger
+from colocate.jobs import JobSpec
+from colocate.loop import Ending, run
+from colocate.metrics import MetricsWriter, metrics_path
+from colocate.policy import Policy
+from colocate.regulator import Limits
+from colocate.sim.batch import BatchModel
+from colocate.sim.calibration import Calibration
+from colocate.sim.host import SimHost
+from colocate.sim.machine import Machine, Noise
+from colocate.sim.service import ServiceModel
+from colocate.sim.traces import Trace
+from colocate.topology import Topology
+from colocate.view import Slo
+
+BEGIN = datetime(2026, 1, 1)  # every simulated run begins then, so that the same seed gives the same bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything that a simulated run is made of but its policy.
+
+    Attributes:
+        topology: the managed cores.
+        threads: memcached's.
+        seed: of all that is random on the machine; None is a machine without chance, typical in all.
+        speed: how much more load this very machine carries than the typical one.
+        duration_s: the run ends then even if jobs are left.
+    """
+
+    calibration: Calibration
+    jobs: tuple[JobSpec, ...]
+    trace: Trace
+    slo: Slo
+    topology: Topology
+    threads: int
+    seed: int | None = None
+    period_s: float = 0.05
+    duration_s: float = 7200.0
+    speed: float = 1.0
+
+    def noise(self) -> Noise:
+        """What is random in it."""
+        if self.seed is None:
+            return Noise()
+        figures = self.calibration
+        return Noise(
+            self.seed,
+            figures.service.interval_sd.value,
+            figures.service.machine_sd.value,
+            {name: job.spread.value for name, job in figures.jobs.items()},
+        )
+
+    def service(self) -> ServiceModel:
+        """Memcached on this very machine."""
+        return ServiceModel(self.calibration.service, self.threads, self.speed * self.noise().speed())
+
+    def batch(self) -> BatchModel:
+        """The jobs' model."""
+        return BatchModel(self.calibration.jobs, self.topology)
+
+    def machine(self) -> Machine:
+        """The machine before the run: memcached on all cores, no job.
+
+        Raises:
+            UserError: a job has no figures.
+        """
+        for job in self.jobs:
+            if job.name not in self.calibration.jobs:
+                known = ", ".join(sorted(self.calibration.jobs))
+                raise UserError(
+                    f"{self.calibration.name} has no figures for the job {job.name!r}",
+                    f"it knows {known}; `colocate calibrate` measures others",
+                )
+        return Machine(self.trace, self.service(), self.batch(), self.topology, self.noise())
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """What came of a simulated run.
+
+    Attributes:
+        load: what the load generator would have printed.
+        machine: as the run left it, once the load interval in which it ended was over.
+    """
+
+    ending: Ending
+    controller: Controller
+    log_path: Path
+    load: mcperf.Output
+    machine: Machine
+
+
+def simulate(
+    setup: Setup,
+    policy: Policy,
+    log_dir: Path,
+    *,
+    metrics: bool = False,
+    limits: Limits | None = None,
+    interrupted: Callable[[], int] = lambda: 0,
+    show: Callable[[Controller], None] | None = None,
+    pace: Callable[[float], None] | None = None,
+) -> Simulated:
+    """Run until every job has ended; write the event log (and the metrics) into `log_dir`.
+
+    Args:
+        setup: the machine, the jobs, the load.
+        policy: decides; a fresh one for each run.
+        log_dir: where the event log goes.
+        metrics: whether to write a metrics file, too.
+        limits: the regulator's options.
+        interrupted: the number of the signal that asks for the end, or 0.
+        show: called after every tick.
+        pace: called with the virtual time after each wait.
+
+    Raises:
+        UserError: a job has no figures, or the log cannot be written.
+    """
+    machine = setup.machine()
+    host = SimHost(machine, setup.threads, setup.calibration.delays, setup.noise(), setup.slo.percentile, pace)
+    controller = Controller(setup.jobs, policy, setup.topology, host.deadline, slo=setup.slo, limits=limits)
+    log = SchedulerLogger(log_dir, clock=lambda: BEGIN, now_s=host.now)
+    writer = MetricsWriter(metrics_path(log.path)) if metrics else None
+    ending = run(
+        host,
+        controller,
+        log,
+        period_s=setup.period_s,
+        metrics=writer,
+        duration_s=setup.duration_s,
+        interrupted=interrupted,
+        show=show,
+    )
+    interval_s = setup.trace.interval_s
+    host.run_on((host.now() // interval_s + 1) * interval_s)
+    begin_s = BEGIN.timestamp()
+    load = mcperf.Output(
+        start_s=begin_s,
+        end_s=begin_s + len(machine.rows) * interval_s,
+        interval_s=interval_s,
+        targets=tuple(row.target for row in machine.rows),
+        rows=tuple(machine.rows),
+        complete=True,
+    )
+    return Simulated(ending, controller, log.path, load, machine)
