@@ -116,8 +116,9 @@ def test_not_permitted(tmp_path, server):
     """By a user who may not pin another user's process: the line names the capability that would cure it."""
     without = ["setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice"] if os.geteuid() == 0 else []
     before = masks(server.pid)
+    where = ["--memcached-ip", server.ip, "--port", str(server.port)]
     done = subprocess.run(
-        [*without, sys.executable, "-m", "colocate", "run", "--memcached-ip", server.ip, "--port", str(server.port)],
+        [*without, sys.executable, "-m", "colocate", "run", *where, "--once"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

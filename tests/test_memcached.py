@@ -311,6 +311,14 @@ def test_without_permission_the_cure_is_named(forbidden: ServiceProcess, unprivi
     assert "sudo -n taskset" in error.value.cure
 
 
+def test_a_sudo_that_may_only_look_is_no_permission(
+    forbidden: ServiceProcess, unprivileged: ThreadPoolExecutor
+) -> None:
+    by = ("setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice") if os.geteuid() == 0 else ("env",)
+    with pytest.raises(UserError, match="not permitted"):
+        unprivileged.submit(ServiceAffinity(forbidden, sudo=by).may_pin).result(DEADLINE_S)
+
+
 @pytest.mark.parametrize("sudo", ["true", "false", "no-such-program"])
 def test_neither_a_refusal_nor_a_return_code_passes_for_success(
     sudo: str, forbidden: ServiceProcess, unprivileged: ThreadPoolExecutor

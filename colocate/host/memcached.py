@@ -68,7 +68,8 @@ class ServiceAffinity:
     def may_pin(self) -> None:
         """Ask the kernel, without changing anything.
 
-        A set without any core is always refused, and whoever may not pin at all is told so first (EPERM).
+        A set without any core is always refused, and whoever may not pin at all is told so first (EPERM). By sudo the
+        first thread is given the very cores that it has: a sudo without the capability would still be shown them.
 
         Raises:
             UserError: not permitted, neither directly nor by `sudo -n taskset`.
@@ -76,7 +77,8 @@ class ServiceAffinity:
         try:
             os.sched_setaffinity(self.process.pid, ())
         except PermissionError as error:
-            if not self._taskset("-cp", str(self.process.pid)):  # without a list it only shows
+            present = format_ranges(os.sched_getaffinity(self.process.pid))
+            if not self._taskset("-cp", present, str(self.process.pid)):
                 what = f"not permitted to pin memcached (pid {self.process.pid})"
                 raise UserError(what, _PERMISSION_CURE) from error
         except OSError as error:
