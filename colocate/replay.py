@@ -9,9 +9,10 @@ from pathlib import Path
 
 from colocate import mcperf
 from colocate.errors import UserError
-from colocate.eventlog import SERVICE, Event, Log, parse
+from colocate.eventlog import SERVICE, Log, parse
 from colocate.jobs import JobSpec, load_catalogue
 from colocate.report.grade import Grade, Interval, grade, graded_run, reported_intervals
+from colocate.report.summary import Summary
 from colocate.report.suspicions import suspicions
 from colocate.sim.calibration import Calibration, calibration_names, load_calibration
 from colocate.sim.reenact import recorded_moves, reenact
@@ -30,65 +31,67 @@ class Recording:
     Attributes:
         path: the event log.
         load_path: the load generator's output; None where there is none.
-        events: of the graded run, core ids from 0.
-        grade: what really happened.
-        intervals: the load generator's, on its own clock.
+        log: the run, core ids from 0.
+        output: the load generator's.
+        offset_h: whole hours by which the log's clock is ahead of the load generator's.
         zero_s: the machine's zero on the load generator's clock; a load interval begins there.
         trace: the load from there on.
     """
 
     path: Path
     load_path: Path | None
-    events: tuple[Event, ...]
-    grade: Grade
-    intervals: tuple[Interval, ...]
+    log: Log
+    output: mcperf.Output
+    offset_h: int
     zero_s: float
     trace: Trace
 
     @property
     def log_zero_s(self) -> float:
         """The machine's zero on the log's clock."""
-        return self.zero_s + self.grade.offset_h * _HOUR_S
+        return self.zero_s + self.offset_h * _HOUR_S
 
     @property
     def threads(self) -> int:
         """Memcached's worker threads, as the log tells them."""
-        return next((e.threads for e in self.events if e.job == SERVICE and e.threads), 2)
+        return next((e.threads for e in self.log.events if e.job == SERVICE and e.threads), 2)
+
+    def graded(self, slo: Slo) -> Grade:
+        """What really happened, against this promise."""
+        return grade(self.log, reported_intervals(self.output, slo.percentile), slo.latency_ms)
 
 
-def read_recording(path: Path, load_path: Path | None, slo: Slo, interval_s: float | None = None) -> Recording:
+def read_recording(path: Path, load_path: Path | None, interval_s: float | None = None) -> Recording:
     """Read an event log and the load generator's output over the same time.
 
     Raises:
         UserError: a file cannot be read, or there is no run in it.
     """
-    log = parse(_read(path))
-    output = mcperf.Output()
+    log, output = parse(_read(path)), mcperf.Output()
     if load_path is not None:
         output = mcperf.parse(_read(load_path), interval_s=interval_s)
         if not mcperf.intervals(output):
             raise UserError(f"{load_path}: no load interval with a time in it", "give mcperf's output of that run")
-    intervals = tuple(reported_intervals(output, slo.percentile))
+    intervals = reported_intervals(output)
     run = _from_zero(graded_run(log, intervals))
     if not any(event.batch and event.event == "start" for event in run.events):
         raise UserError(f"{path}: no batch job starts in it", "give an event log of `colocate run`")
-    verdict = grade(log, intervals, slo.latency_ms)
-    first_s = min(e.time.timestamp() for e in run.events if e.event != "custom") - verdict.offset_h * _HOUR_S
-    zero_s, trace = _trace(output, first_s)
-    return Recording(path, load_path, run.events, verdict, intervals, zero_s, trace)
+    offset_h = grade(run, intervals).offset_h
+    first_s = min(e.time.timestamp() for e in run.events if e.event != "custom") - offset_h * _HOUR_S
+    return Recording(path, load_path, run, output, offset_h, *_trace(output, first_s))
 
 
 def calibration_of(recording: Recording, name: str | None) -> Calibration:
     """The calibration asked for, else that of the recording's year."""
     if name is None:
-        year = recording.events[0].time.year
+        year = recording.log.events[0].time.year
         name = f"cca-{year}" if f"cca-{year}" in calibration_names() else ""
         if not name:
             raise UserError(f"{recording.path}: there is no calibration for {year}", "name one by --scenario")
     return load_calibration(name)
 
 
-def check_model(recording: Recording, calibration: Calibration, slo: Slo, speed: float = 1.0) -> dict[str, object]:
+def check_model(recording: Recording, calibration: Calibration, slo: Slo, speed: float = 1.0) -> Summary:
     """The recorded moves and load on the model: model against record; the shape is that of `replay --check-model`.
 
     Args:
@@ -99,13 +102,13 @@ def check_model(recording: Recording, calibration: Calibration, slo: Slo, speed:
     """
     setup = Setup(calibration, (), recording.trace, slo, calibration.topology, recording.threads, speed=speed)
     machine = setup.machine()
-    times = reenact(recorded_moves(recording.events, recording.log_zero_s), machine)
-    recorded = recording.grade
+    times = reenact(recorded_moves(recording.log.events, recording.log_zero_s), machine)
+    recorded = recording.graded(slo)
     first_s = min((time.start_s for time in times.values()), default=0.0)
     ends = [time.end_s for time in times.values()]
     pairs = [
         (interval.latency_ms, slo_latency_ms(machine.rows[index], slo.percentile))
-        for index, interval in _inside(recording)
+        for index, interval in _inside(recording, slo)
         if index < len(machine.rows) and interval.latency_ms is not None
     ]
     late = [model > slo.latency_ms for _, model in pairs]
@@ -136,33 +139,51 @@ def slo_latency_ms(row: mcperf.Row, percentile: float) -> float:
     return value / 1e3
 
 
-def specs(recording: Recording, catalogue: str) -> tuple[JobSpec, ...]:
-    """The recorded jobs as a catalogue knows them, in the recorded order and with the recorded threads.
+def setup_of(
+    recording: Recording,
+    calibration: Calibration,
+    slo: Slo,
+    catalogue: str | None = None,
+    *,
+    seed: int | None = None,
+    period_s: float = 0.05,
+) -> Setup:
+    """The recorded jobs (in their order, with their threads) and the recorded load, for another policy.
+
+    The jobs are there from the beginning of the load interval in which the recorded run began.
 
     Raises:
-        UserError: the catalogue lacks one.
+        UserError: the catalogue lacks a recorded job.
     """
-    known = {spec.name: spec for spec in load_catalogue(catalogue)}
-    found: list[JobSpec] = []
-    for event in recording.events:
-        if not event.batch or event.event != "start" or event.job in {spec.name for spec in found}:
-            continue
-        if event.job not in known:
-            raise UserError(
-                f"{recording.path}: job {event.job!r} is not in {catalogue}", "give its catalogue by --jobs"
-            )
-        found.append(replace(known[event.job], threads=event.threads or known[event.job].threads))
-    return tuple(found)
+    name = catalogue or calibration.scenario.jobs
+    known = {spec.name: spec for spec in load_catalogue(name)}
+    jobs: dict[str, JobSpec] = {}
+    for event in recording.log.events:
+        if event.batch and event.event == "start" and event.job not in jobs:
+            if event.job not in known:
+                raise UserError(f"{recording.path}: job {event.job!r} is not in {name}", "give its catalogue by --jobs")
+            jobs[event.job] = replace(known[event.job], threads=event.threads or known[event.job].threads)
+    return Setup(
+        calibration,
+        tuple(jobs.values()),
+        recording.trace,
+        slo,
+        calibration.topology,
+        recording.threads,
+        seed,
+        period_s,
+        recording.trace.duration_s,
+    )
 
 
-def _inside(recording: Recording) -> list[tuple[int, Interval]]:
+def _inside(recording: Recording, slo: Slo) -> list[tuple[int, Interval]]:
     """The intervals that overlap the jobs' time, with their numbers on the machine's clock."""
-    begin_s = min(e.time.timestamp() for e in recording.events if e.batch) - recording.grade.offset_h * _HOUR_S
-    end_s = begin_s + (recording.grade.makespan_s or 0.0)
+    begin_s = min(e.time.timestamp() for e in recording.log.events if e.batch) - recording.offset_h * _HOUR_S
+    end_s = begin_s + (recording.graded(slo).makespan_s or 0.0)
     length_s = recording.trace.interval_s
     return [
         (round((i.start_s - recording.zero_s) / length_s), i)
-        for i in recording.intervals
+        for i in reported_intervals(recording.output, slo.percentile)
         if i.start_s < end_s and i.end_s > begin_s
     ]
 
