@@ -60,7 +60,7 @@ class Setup:
             self.seed,
             figures.service.interval_sd.value,
             figures.service.machine_sd.value,
-            {name: job.spread.value for name, job in figures.jobs.items()},
+            {name: job.spread for name, job in figures.jobs.items()},
         )
 
     def service(self) -> ServiceModel:
