@@ -19,6 +19,7 @@ start here:
   colocate demo                                  a private memcached, a changing load, four jobs, two minutes
   colocate selftest --memcached-ip 127.0.0.1     does everything work on this machine?
   colocate run --memcached-ip 127.0.0.1 --jobs cca-2026
+  colocate simulate --scenario cca-2025          the same loop on a model of a graded machine, in a second
 
 exit codes: 0 all went as asked, 1 a job or a check failed, 2 bad input or a missing permission and nothing touched,
 3 --duration was over before the jobs were, 130 and 143 interrupted and ended in order
@@ -39,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The parser with every command."""
-    from colocate.cli import demo, load, restore, run, selftest
+    from colocate.cli import demo, load, replay, restore, run, selftest, simulate
 
     parser = Parser(
         prog="colocate",
@@ -50,7 +51,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"colocate {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (run, demo, restore, selftest, load):
+    for module in (run, demo, restore, selftest, load, simulate, replay):
         module.add_parser(commands)
     return parser
 
