@@ -103,6 +103,7 @@ def check_model(recording: Recording, calibration: Calibration, slo: Slo, speed:
     setup = Setup(calibration, (), recording.trace, slo, calibration.topology, recording.threads, speed=speed)
     machine = setup.machine()
     times = reenact(recorded_moves(recording.log.events, recording.log_zero_s), machine)
+    machine.advance((len(machine.rows) + 1) * recording.trace.interval_s)  # the interval in which it ended, whole
     recorded = recording.graded(slo)
     first_s = min((time.start_s for time in times.values()), default=0.0)
     ends = [time.end_s for time in times.values()]

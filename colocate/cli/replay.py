@@ -144,6 +144,7 @@ def _print_check(checked: Summary, slo: Slo, console: Console) -> None:
             f"{checked['p95_relative_error_median']:.1%}, "
             f"{checked['slo_class_agreement']:.1%} rightly above or below {slo.latency_ms:g} ms",
             highlight=False,
+            soft_wrap=True,
         )
 
 
