@@ -22,10 +22,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median, stdev
 
-from recorded import Recorded, recorded_intervals
+from recorded import Recorded, predicted_p95_us, recorded_intervals
 from scans import FEWEST, P95, PAIRS, Key, Measurement, Scan, Table, between, capacities, curve, entry, read_rows, scans
 
-from colocate.sim.service import LOADS, Surroundings, batch_effect
+from colocate.sim.service import LOADS, ServiceFigures, ServiceModel, Surroundings, batch_effect
 
 FIT: Mapping[int, tuple[str, ...]] = {
     2023: ("g06", "g07"),
@@ -35,6 +35,8 @@ FIT: Mapping[int, tuple[str, ...]] = {
 }
 MACHINES = {2023: "n2d", 2024: "n2d", 2025: "n2", 2026: "n2d"}
 UNUSABLE_RUNS = frozenset({"g14", "g19"})  # memcached was not pinned where the log says
+SPEEDS = tuple(0.8 + 0.05 * step for step in range(17))
+NEAR, SHORT = 0.8, 0.02  # a load near the capacity; a share of an interval that matters
 CPU, INTERFERENCE = "memcached_cpu.csv", "memcached_interference.csv"
 QUANTILES = ("min_us", *(f"p{p}_us" for p in (5, 10, 50, 67, 75, 80, 85, 90, 95, 99, 999, 9999)))
 
@@ -78,21 +80,49 @@ def fit(
     def factor(around: Surroundings) -> float:
         return 1.0 + batch * batch_effect(around.batch_cores) + sibling * around.siblings_busy
 
+    sizes = capacities(own)
+    table["curves"] = [made for key in PAIRS if (made := curve(key, own, sizes))]
+    if not with_runs:
+        return table
+    model = ServiceFigures.from_table(table, "the scans' figures")
+    speeds = {group: speed for group in groups if (speed := run_speed(model, fitted, group, year))}
+    all_sizes = {key: [*qps, *(speed * median(qps) for speed in speeds.values())] for key, qps in sizes.items()}
     curves = []
     for key in PAIRS:
-        measured = []
-        if with_runs:
-            sizes = capacities(own)
-            measured = [
-                m
+        if key in sizes:
+            each = [
+                from_runs(fitted, group, year, key, speeds.get(group, 1.0) * median(sizes[key]), factor)
                 for group in groups
-                if key in sizes and (m := from_runs(fitted, group, year, key, median(sizes[key]), factor))
             ]
-        found = curve(key, own, measured)
-        if found:
-            curves.append(found)
-    table["curves"] = curves
+            curves.append(curve(key, own, all_sizes, [one for one in each if one]))
+    table["curves"] = [made for made in curves if made]
     return table
+
+
+def run_speed(figures: ServiceFigures, recorded: Sequence[Recorded], group: str, year: int) -> float | None:
+    """The capacity of the machine of a group's runs over that of the scans: the one that explains its latencies best.
+
+    Only intervals count in which some stretch came near the capacity; None where there are too few.
+    """
+    models: dict[int, ServiceModel] = {}
+    near = list[Recorded]()
+    for interval in recorded:
+        if interval.group == group and interval.year == year:
+            threads = interval.stretches[0].threads
+            model = models.setdefault(threads, ServiceModel(figures, threads))
+            states = [model.state(interval.row.qps, s.cores, s.around) for s in interval.stretches if s.share > SHORT]
+            shared = any(s.around.shared_full for s in interval.stretches)
+            if not shared and any(interval.row.qps > NEAR * state.capacity_qps for state in states):
+                near.append(interval)
+    if len(near) < 10 * FEWEST:
+        return None
+
+    def error(speed: float) -> float:
+        each = {threads: ServiceModel(figures, threads, speed) for threads in models}
+        misses = [math.log(predicted_p95_us(each[i.stretches[0].threads], i) / i.row.p95_us) for i in near]
+        return sum(min(abs(miss), 0.5) for miss in misses)
+
+    return min(SPEEDS, key=error)
 
 
 def from_runs(
@@ -160,7 +190,8 @@ def core_scaling(found: Sequence[Scan]) -> Table:
     exponents, groups = list[float](), set[str]()
     for scan in found:
         if scan.capacity_qps and 1 < scan.key[1] <= scan.key[0]:
-            ones = [s.capacity_qps for s in found if s.group == scan.group and s.key[1] == 1 and s.key[0] > 1]
+            same = [s for s in found if (s.group, s.label, s.key[1]) == (scan.group, scan.label, 1)]
+            ones = [s.capacity_qps for s in same if s.key[0] == scan.key[0]]
             known = [qps for qps in ones if qps]
             exponents += [math.log(scan.capacity_qps / qps) / math.log(scan.key[1]) for qps in known]
             groups.add(scan.group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ from colocate.sim.service import LOADS
 
 PAIRS = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3))  # threads and cores that are measured
 P95 = "memcached_p95.csv"
-FEWEST = 3
+FEWEST = 3  # intervals that make a figure
 IN_FLIGHT = 67  # of mcperf's clients: QPS times the mean latency in saturation, alike in every scan
 SCALING = 0.6
 
@@ -26,6 +26,7 @@ class Scan:
     """One scan of memcached alone: (QPS reached, p95) in the order of the targets, and how far it could be driven."""
 
     group: str
+    label: str
     key: Key
     points: tuple[tuple[float, float], ...]
     capacity_qps: float | None
@@ -49,16 +50,16 @@ def scans(folder: Path, groups: Iterable[str]) -> list[Scan]:
             entry = (float(row["target_qps"]), float(row["qps_mean"]), float(row["p95_us_mean"]))
             points.setdefault((row["group"], row["set"], key), []).append(entry)
     found = []
-    for (group, _, key), entries in points.items():
+    for (group, label, key), entries in points.items():
         over = [(qps, p95) for target, qps, p95 in entries if target > 1.03 * qps and target > 20_000]
-        sated = len(over) >= FEWEST
         found.append(
             Scan(
                 group,
+                label,
                 key,
                 tuple((qps, p95) for target, qps, p95 in entries if target <= 1.03 * qps or target <= 20_000),
-                median(qps for qps, _ in over) if sated else None,
-                median(p95 for _, p95 in over) if sated else None,
+                median(qps for qps, _ in over) if over else None,
+                median(p95 for _, p95 in over) if over else None,
             )
         )
     return found
@@ -106,19 +107,20 @@ def monotone(values: Sequence[float]) -> list[float]:
     return [value for value, count in pools for _ in range(count)]
 
 
-def curve(key: Key, found: Sequence[Scan], measured: Sequence[Measurement]) -> Table | None:
-    """One curve's table from its scans and from runs."""
+def curve(
+    key: Key, found: Sequence[Scan], all_qps: Mapping[Key, Sequence[float]], measured: Sequence[Measurement] = ()
+) -> Table | None:
+    """One curve's table from its scans, every capacity known of it, and what runs say; None without a scan."""
     own = [scan for scan in found if scan.key == key]
     if not own:
         return None
-    all_qps = capacities(found)
     capacity_qps = median(all_qps[key])
     each = [Measurement(s.group, at_loads(s.points, s.capacity_qps or capacity_qps)) for s in own] + list(measured)
     groups = " ".join(sorted({m.group for m in each}))
     crowd = key[0] / min(key)
     sated = [scan.saturated_us for scan in own if scan.saturated_us]
-    if not sated:
-        sated = [1.6 * 1e6 * IN_FLIGHT / capacity_qps * crowd]
+    closed_us = 1.6 * 1e6 * IN_FLIGHT / capacity_qps * crowd  # 1.6 is p95 over mean with one thread a core
+    sated = [max(us, closed_us) if key[1] > 1 else us for us in sated] or [closed_us]
     columns = [[us for m in each if (us := m.p95_us[i]) is not None] for i in range(len(LOADS))]
     values, lows, highs = (
         _filled([how(c) if c else None for c in columns], median(sated)) for how in (median, min, max)

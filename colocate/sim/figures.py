@@ -39,10 +39,12 @@ def figure(table: Mapping[str, object], name: str, where: str, *, least: float =
     numbers = []
     for key in ("value", "low", "high"):
         number = inner.get(key, inner.get("value"))
-        if not isinstance(number, int | float) or isinstance(number, bool) or not _fits(number, least):
-            raise UserError(f"{where}: {name}: {key} {number!r} is no number from {least:g}", "mend that figure")
+        if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
+            raise UserError(f"{where}: {name}: {key} {number!r} is no number", "mend that figure")
         numbers.append(float(number))
     value, low, high = numbers
+    if value < least:
+        raise UserError(f"{where}: {name}: {value:g} is less than {least:g}", "mend that figure")
     return Figure(value, low, high, str(inner.get("source", "")))
 
 
@@ -75,10 +77,6 @@ def _inner(table: Mapping[str, object], name: str, where: str) -> Mapping[str, o
             f"{where}: {name}: missing, or no table", "write { value = .., low = .., high = .., source = .. }"
         )
     return inner
-
-
-def _fits(number: float, least: float) -> bool:
-    return math.isfinite(number) and number >= least
 
 
 def _positive(number: object) -> bool:
