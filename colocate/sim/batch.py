@@ -160,7 +160,7 @@ class BatchModel:
         for job in jobs:
             for core in job.cores:
                 on.setdefault(core, []).append(job)
-        served = dict.fromkeys(service, service_busy)
+        served = _served(on, service, service_busy)
         use = {job.name: self._use(job, on, served) for job in jobs}
         busy = _squeeze(use, on, served)
         memory = {job.name: self._figures[job.name].memory * sum(use[job.name].values()) for job in jobs}
@@ -200,6 +200,15 @@ class BatchModel:
         work /= 1.0 + figures.sensitivity * (total - memory)
         until = figures.serial if job.serial else 1.0
         return Rate(work / figures.alone_s, until, sum(use.values()), use, memory)
+
+
+def _served(on: Mapping[int, Sequence[_Job]], service: CoreSet, busy: float) -> dict[int, float]:
+    """Memcached's demand by core. Its threads wake where no job of equal weight runs, as long as there is room."""
+    disputed = {core for core in service if any(core not in job.shared for job in on.get(core, ()))}
+    free, total = len(service) - len(disputed), busy * len(service)
+    there = min(1.0, total / free) if free else 0.0
+    rest = max(0.0, total - free) / len(disputed) if disputed else 0.0
+    return {core: rest if core in disputed else there for core in service}
 
 
 def _share(job: _Job, core: int, here: Iterable[_Job], served: float) -> float:
