@@ -34,6 +34,7 @@ FIT: Mapping[int, tuple[str, ...]] = {
     2026: ("g15", "g17", "g19"),
 }
 MACHINES = {2023: "n2d", 2024: "n2d", 2025: "n2", 2026: "n2d"}
+EARLIER = ("g04", "g05")  # of 2022, on the n2d machine
 UNUSABLE_RUNS = frozenset({"g14", "g19"})  # memcached was not pinned where the log says
 SPEEDS = tuple(0.8 + 0.05 * step for step in range(17))
 NEAR, SHORT = 0.8, 0.02  # a load near the capacity; a share of an interval that matters
@@ -252,15 +253,16 @@ def interval_sd(recorded: Sequence[Recorded]) -> Table:
 
 
 def machine_sd(calibration: Path) -> Table:
-    """How far one core's capacity on machines of one type strays: the log deviation of scans around the type's mean."""
-    logs: dict[str, list[float]] = {}
-    everyone = {group: year for year, groups in (*FIT.items(), (2022, ("g04", "g05"))) for group in groups}
-    for group, year in everyone.items():
-        for scan in scans(calibration, [group]):
-            if scan.key == (2, 1) and scan.capacity_qps:
-                logs.setdefault(MACHINES.get(year, "n2d"), []).append(math.log(scan.capacity_qps))
-    each = [stdev(values) for values in logs.values() if len(values) > 1]
-    return entry(sum(each) / len(each), each, f"{P95}, 2 threads on 1 core, g04 g05 g06 g09 g11 g19")
+    """How far one core's capacity strays between scans of one year and machine type: the pooled log deviation."""
+    each, squares, freedom = list[float](), 0.0, 0
+    for groups in (*FIT.values(), EARLIER):
+        found = [scan.capacity_qps for scan in scans(calibration, groups) if scan.key == (2, 1)]
+        logs = [math.log(qps) for qps in found if qps]
+        if len(logs) > 1:
+            each.append(stdev(logs))
+            squares += (len(logs) - 1) * each[-1] ** 2
+            freedom += len(logs) - 1
+    return entry(math.sqrt(squares / freedom), each, f"{P95}, 2 threads on 1 core, g04 g05 g11 g19")
 
 
 def service_section(calibration_dir: Path, runs_dir: Path, year: int) -> str:

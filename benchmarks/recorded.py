@@ -17,7 +17,7 @@ from colocate.sim.latency import Mixture
 from colocate.sim.service import ServiceModel, Surroundings
 
 SIBLINGS = {0: 1, 1: 0, 2: 3, 3: 2}
-LOAD_BEGINS_S = 0.4  # after mcperf's `Timestamp start`; of 0.2 to 1.3 s this explains all groups' runs best
+LOAD_BEGINS_S = 0.4  # after mcperf's `Timestamp start`; of -0.6 to 1.3 s this explains g06's runs best, which are fitted
 LOW_WEIGHT = frozenset(
     {"g09"}
 )  # batch stood on memcached's cores nearly always, p95 0.58 ms even where that was all of
