@@ -20,6 +20,7 @@ from colocate.sim.traces import Trace
 from colocate.topology import Topology
 
 _EPSILON = 1e-9
+_TICK_S = 1e-7  # a change is looked at a little after it, so that rounding cannot hold time still before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +211,11 @@ class Machine:
         }
         next_s = min(self.trace.next_change_s(self.time_s), self._interval_end_s)
         if self.backlog > _EPSILON and qps < state.capacity_qps:
-            next_s = min(next_s, self.time_s + self.backlog / (state.capacity_qps - qps))
+            next_s = min(next_s, self.time_s + self.backlog / (state.capacity_qps - qps) + _TICK_S)
         for name, job in self.jobs.items():
             job.rate = rate = rates.get(name)
             if rate is not None and rate.per_s > 0:
-                next_s = min(next_s, self.time_s + max(0.0, rate.until - job.done) * job.work / rate.per_s)
+                next_s = min(next_s, self.time_s + max(0.0, rate.until - job.done) * job.work / rate.per_s + _TICK_S)
         self._next_s = next_s
 
     def _around(
@@ -261,7 +262,7 @@ class Machine:
         for job in self.jobs.values():
             if (rate := job.rate) is not None:
                 job.done = min(1.0, job.done + rate.per_s / job.work * dt_s)
-                if rate.until - job.done < _EPSILON:
+                if rate.until - job.done < _EPSILON:  # a boundary missed by rounding would never be reached
                     job.done = max(job.done, rate.until)
                 job.cpu_s += rate.cpu_cores * dt_s
                 self.batch_cpu_s += rate.cpu_cores * dt_s
