@@ -19,8 +19,8 @@ from colocate.sim.service import ServiceModel, Surroundings
 SIBLINGS = {0: 1, 1: 0, 2: 3, 3: 2}
 # After mcperf's `Timestamp start`; of -0.6 to 1.3 s this explains best the runs of g06, one of the fitted groups.
 LOAD_BEGINS_S = 0.4
-# Batch stood on memcached's cores nearly always, p95 0.58 ms even where that was its only core; at equal weight the same
-# group measured 3.9 ms beside a spinning thread.
+# Batch stood on memcached's cores nearly always, p95 0.58 ms even where that was its only core; at equal weight the
+# same group measured 3.9 ms beside a spinning thread.
 LOW_WEIGHT = frozenset({"g09"})
 HELD = 0.995  # a share of an interval that stands for all of it
 
