@@ -61,8 +61,16 @@ class Recording:
         return grade(self.log, reported_intervals(self.output, slo.percentile), slo.latency_ms)
 
 
-def read_recording(path: Path, load_path: Path | None, interval_s: float | None = None) -> Recording:
+def read_recording(
+    path: Path, load_path: Path | None, interval_s: float | None = None, *, begins_s: float = 0.0
+) -> Recording:
     """Read an event log and the load generator's output over the same time.
+
+    Args:
+        path: the event log.
+        load_path: the load generator's output.
+        interval_s: the length of a load interval, where it is known.
+        begins_s: how long after its `Timestamp start` the load began; mcperf's agents need a moment.
 
     Raises:
         UserError: a file cannot be read, or there is no run in it.
@@ -70,6 +78,8 @@ def read_recording(path: Path, load_path: Path | None, interval_s: float | None 
     log, output = parse(_read(path)), mcperf.Output()
     if load_path is not None:
         output = mcperf.parse(_read(load_path), interval_s=interval_s)
+        if output.start_s is not None:
+            output = replace(output, start_s=output.start_s + begins_s)
         if not mcperf.intervals(output):
             raise UserError(f"{load_path}: no load interval with a time in it", "give mcperf's output of that run")
     intervals = reported_intervals(output)
@@ -91,7 +101,9 @@ def calibration_of(recording: Recording, name: str | None) -> Calibration:
     return load_calibration(name)
 
 
-def check_model(recording: Recording, calibration: Calibration, slo: Slo, speed: float = 1.0) -> Summary:
+def check_model(
+    recording: Recording, calibration: Calibration, slo: Slo, *, speed: float = 1.0, low_weight: bool = False
+) -> Summary:
     """The recorded moves and load on the model: model against record; the shape is that of `replay --check-model`.
 
     Args:
@@ -99,9 +111,12 @@ def check_model(recording: Recording, calibration: Calibration, slo: Slo, speed:
         calibration: the model's figures.
         slo: what counts as a violation.
         speed: how much more load this very machine carries than the typical one, where that was measured.
+        low_weight: whether the recorded jobs had only idle priority where they stood on memcached's cores.
     """
     setup = Setup(calibration, (), recording.trace, slo, calibration.topology, recording.threads, speed=speed)
     machine = setup.machine()
+    if low_weight:
+        machine.share(frozenset(recording.graded(slo).jobs))
     times = reenact(recorded_moves(recording.log.events, recording.log_zero_s), machine)
     machine.advance((len(machine.rows) + 1) * recording.trace.interval_s)  # the interval in which it ended, whole
     recorded = recording.graded(slo)

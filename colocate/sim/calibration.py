@@ -1,7 +1,7 @@
 """Calibrations: the figures of one machine type and one set of jobs, with the scenario that they were measured for.
 
-A calibration is a TOML file. Each figure is a table `{ value, low, high, source }`: the figure, its spread between those
-who measured it, and where it comes from. `[scenario]` names what a run there is by default.
+A calibration is a TOML file. Each figure is a table `{ value, low, high, source }`: the figure, its spread between
+those who measured it, and where it comes from. `[scenario]` names what a run there is by default.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Scenario:
     Attributes:
         jobs: a catalogue's name.
         qps_interval_s: length of a load interval.
+        open_loop: whether the clients send at their own pace, as `colocate load` does and mcperf does not.
     """
 
     jobs: str
@@ -39,6 +40,7 @@ class Scenario:
     qps_max: int
     qps_interval_s: float
     qps_seed: int
+    open_loop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ def _scenario(table: Mapping[str, object], where: str) -> Scenario:
         qps_max=int(_number(table, "qps_max", where)),
         qps_interval_s=_number(table, "qps_interval_s", where),
         qps_seed=int(_number(table, "qps_seed", where)),
+        open_loop=table.get("open_loop") is True,
     )
 
 

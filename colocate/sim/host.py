@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import simpy
 
@@ -176,7 +177,7 @@ class SimHost:
         self._now_s = max(self._now_s, to_s)
         while self.machine.time_s < self._now_s:
             for name in self.machine.advance(self._now_s):
-                self._later(self._delays.notice, lambda name=name: self._tell(name, JobEventKind.EXITED, code=0))
+                self._later(self._delays.notice, partial(self._tell, name, JobEventKind.EXITED, 0))
 
     def _pass(self, delay: Delay) -> None:
         """The loop is held up for so long."""

@@ -20,6 +20,7 @@ from colocate.sim.traces import Trace
 from colocate.topology import Topology
 
 _EPSILON = 1e-9
+_QUEUE_STEP_S = 0.02  # the latency behind a growing queue is followed in steps of this length
 _TICK_S = 1e-7  # a change is looked at a little after it, so that rounding cannot hold time still before it
 
 
@@ -84,6 +85,8 @@ class Machine:
         batch: the jobs' model.
         topology: all cores.
         noise: what is random.
+        open_loop: whether clients send at their own pace however late the answers are, so that a backlog has no end.
+            Those of mcperf wait for answers: their latency levels off.
 
     Attributes:
         time_s: virtual time, from 0.
@@ -100,9 +103,17 @@ class Machine:
     """
 
     def __init__(
-        self, trace: Trace, service: ServiceModel, batch: BatchModel, topology: Topology, noise: Noise | None = None
+        self,
+        trace: Trace,
+        service: ServiceModel,
+        batch: BatchModel,
+        topology: Topology,
+        noise: Noise | None = None,
+        *,
+        open_loop: bool = False,
     ) -> None:
         self.trace = trace
+        self._open_loop = open_loop
         self.topology = topology
         self.time_s = 0.0
         self.cores: CoreSet = topology.cores
@@ -156,7 +167,7 @@ class Machine:
     def latency(self) -> Latency:
         """The latency of the requests that are served now."""
         self._fresh()
-        return self.state.saturated if self.backlog > _EPSILON else self.state.latency
+        return self._behind() if self.backlog > _EPSILON else self.state.latency
 
     def next_change_s(self) -> float:
         """When a rate changes next if nobody moves anything; infinite if never."""
@@ -192,7 +203,8 @@ class Machine:
         qps, count = self.trace.qps(self.time_s), len(self.cores)
         calm = self._service.state(qps, count, _CALM)
         offered = qps if self.backlog <= _EPSILON else max(qps, calm.capacity_qps)
-        busy_share = min(1.0, calm.cpu_cores / count) if offered == qps else 1.0
+        # Not the process's CPU: interrupts that serve it are no job's time either.
+        busy_share = min(1.0, offered / calm.capacity_qps)
         running = {
             name: Running(job.cores, job.threads, job.done, job.cores & self.cores if name in self.shared else _NOWHERE)
             for name, job in self.jobs.items()
@@ -210,12 +222,15 @@ class Machine:
             for core in self.topology.cores
         }
         next_s = min(self.trace.next_change_s(self.time_s), self._interval_end_s)
+        if self._open_loop and (self.backlog > _EPSILON or qps > state.capacity_qps):
+            next_s = min(next_s, self.time_s + _QUEUE_STEP_S)
         if self.backlog > _EPSILON and qps < state.capacity_qps:
             next_s = min(next_s, self.time_s + self.backlog / (state.capacity_qps - qps) + _TICK_S)
         for name, job in self.jobs.items():
-            job.rate = rate = rates.get(name)
-            if rate is not None and rate.per_s > 0:
-                next_s = min(next_s, self.time_s + max(0.0, rate.until - job.done) * job.work / rate.per_s + _TICK_S)
+            job.rate = rates.get(name)
+            if job.rate is not None and job.rate.per_s > 0:
+                left_s = max(0.0, job.rate.until - job.done) * job.work / job.rate.per_s
+                next_s = min(next_s, self.time_s + left_s + _TICK_S)
         self._next_s = next_s
 
     def _around(
@@ -230,17 +245,21 @@ class Machine:
             if core in batch_busy:
                 here = [name for name, job in running.items() if core in job.cores]
                 if all(core in running[name].shared for name in here):
-                    idle += 1
+                    idle += min(1.0, batch_busy[core])
                 else:
-                    full += 1
+                    full += min(1.0, batch_busy[core])
         count = len(self.cores)
         return Surroundings(
             siblings_busy=round(siblings / count, 3),
             batch_cores=round(sum(rate.cpu_cores for rate in rates.values()), 3),
             memory=round(sum(rate.memory for rate in rates.values()), 3),
-            shared_idle=idle / count,
-            shared_full=full / count,
+            shared_idle=round(idle / count, 3),
+            shared_full=round(full / count, 3),
         )
+
+    def _behind(self) -> Latency:
+        """The latency of requests that are served while there is a backlog."""
+        return self._service.backlogged(self.state, self.backlog) if self._open_loop else self.state.saturated
 
     def _flow(self, dt_s: float) -> None:
         """Let the constant rates act for a while."""
@@ -250,7 +269,7 @@ class Machine:
         backlogged = self.backlog > _EPSILON or qps > state.capacity_qps
         served = (state.capacity_qps if backlogged else qps) * dt_s
         if served:
-            self._mixture.add(state.saturated if backlogged else state.latency, served)
+            self._mixture.add(self._behind() if backlogged else state.latency, served)
         if backlogged:
             self.backlog = max(0.0, self.backlog + qps * dt_s - served)
         self.service_requests += served

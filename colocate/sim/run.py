@@ -84,7 +84,10 @@ class Setup:
                     f"{self.calibration.name} has no figures for the job {job.name!r}",
                     f"it knows {known}; `colocate calibrate` measures others",
                 )
-        return Machine(self.trace, self.service(), self.batch(), self.topology, self.noise())
+        return Machine(
+            self.trace, self.service(), self.batch(), self.topology, self.noise(),
+            open_loop=self.calibration.scenario.open_loop,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
