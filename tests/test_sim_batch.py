@@ -115,6 +115,12 @@ def test_the_memory_load_of_others_slows_a_sensitive_job():
     assert model.rates({"stream": on(0), "other": on(2)}, frozenset(), 0.0)["stream"].per_s == pytest.approx(0.01 / 1.2)
 
 
+def test_at_equal_weight_memcached_evades_a_disputed_core_while_it_has_another():
+    both = rates(plain=on(1), service={0, 1}, busy=0.4)
+    assert both["plain"].cpu_cores == pytest.approx(1.0)
+    assert rates(plain=on(1), service={0, 1}, busy=0.7)["plain"].cpu_cores == pytest.approx(0.6)
+
+
 def test_jobs_on_one_core_share_it_alike():
     both = rates(plain=on(0), barrier=on(0))
     assert both["plain"].busy == both["barrier"].busy == {0: pytest.approx(0.5)}
@@ -135,12 +141,13 @@ def test_figures_that_were_not_measured_have_no_effect():
     ("table", "told"),
     [
         ({}, "jobs.x: alone_s is missing"),
-        ({"alone_s": {"value": 0}}, "jobs.x: alone_s: 0 is no figure"),
-        ({"alone_s": {"low": 1}}, "jobs.x: alone_s: None is no figure"),
-        ({"alone_s": 1, "sibling": {"value": 0.4}}, "jobs.x: sibling: 0.4 is no figure"),
-        ({"alone_s": 1, "serial": True}, "jobs.x: serial: True is no figure"),
-        ({"alone_s": 1, "memory": float("nan")}, "jobs.x: memory: nan is no figure"),
-        ({"alone_s": 1, "speed": 1}, "jobs.x: unknown figure 'speed'"),
+        ({"alone_s": {"value": 0}}, "jobs.x: alone_s: "),
+        ({"alone_s": {"low": 1}}, "jobs.x: alone_s: "),
+        ({"alone_s": {"value": 9}, "sibling": {"value": 0.4}}, "jobs.x: sibling: "),
+        ({"alone_s": {"value": 9}, "serial": {"value": 1}}, "jobs.x: serial: value 1.0 is above 0.99"),
+        ({"alone_s": {"value": 9}, "memory": {"value": float("nan")}}, "jobs.x: memory: "),
+        ({"alone_s": 9}, "jobs.x: alone_s: "),
+        ({"alone_s": {"value": 9}, "speed": {"value": 1}}, "jobs.x: unknown figure 'speed'"),
     ],
 )
 def test_a_bad_figure_is_named(table, told):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from colocate.cores import CoreSet
 from colocate.errors import UserError
+from colocate.sim.figures import figure
 from colocate.topology import Topology
 
 _NONE: CoreSet = frozenset()
@@ -61,7 +62,7 @@ class JobFigures:
             raise UserError(f"{where}: unknown figure {unknown[0]!r}", f"known are {', '.join(_RANGES)}")
         if "alone_s" not in table:
             raise UserError(f"{where}: alone_s is missing", "give the seconds of one thread alone")
-        return cls(**{name: _value(entry, *_RANGES[name], f"{where}: {name}") for name, entry in table.items()})
+        return cls(**{name: _value(table, name, where) for name in table})
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +249,9 @@ def _squeeze(
     return busy
 
 
-def _value(entry: object, least: float, most: float, where: str) -> float:
-    value = entry.get("value") if isinstance(entry, Mapping) else entry
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
-        raise UserError(f"{where}: {value!r} is no figure", f"give a number from {least:g} to {most:g}")
-    return float(value)
+def _value(table: Mapping[str, object], name: str, where: str) -> float:
+    least, most = _RANGES[name]
+    value = figure(table, name, where, least=least).value
+    if value > most:
+        raise UserError(f"{where}: {name}: value {value!r} is above {most:g}", "mend that figure")
+    return value
