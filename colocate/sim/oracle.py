@@ -1,0 +1,293 @@
+"""The oracle: how good a schedule could be if the whole load were known in advance.
+
+Two bounds on the time from the beginning of a run to the end of its last job. The lower one is rigorous
+(`sim/bound.py`). The upper one is the best schedule found offline: it is played on the simulated machine itself, with
+the same noise as every policy meets, but its moves take no time. It is searched like this:
+
+- Memcached's cores are chosen part by part of the load (a part lies between two changes of load or interval): at first
+  the fewest that hold the SLO undisturbed; wherever an interval then breaks the SLO on the machine, one more.
+- The jobs share the other cores as in list scheduling, the one with most work left first (LPT; Graham 1969, SIAM J.
+  Appl. Math. 17), with one core while only one of its threads works. Spare cores widen them in the same order.
+- Order, widths, whether a job may be paused for another, and whether memcached has whole pairs of SMT siblings or one
+  core of each are improved by a seeded local search.
+- With sharing, jobs that are left over get memcached's cores at idle priority.
+
+It is a heuristic: a policy may happen to do better, by meeting a load late within what the SLO allows. So the ends of
+policies that held the SLO can be given as `candidates_s`, and the best found is never worse than they are.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from colocate.cores import CoreSet
+from colocate.jobs import JobSpec
+from colocate.placement import Assignment, place
+from colocate.sim.bound import lower_bound_s
+from colocate.sim.machine import Machine
+from colocate.sim.run import Setup
+from colocate.sim.service import ServiceModel, Surroundings
+
+_CALM = Surroundings()
+_EFFORT = 4000  # parts of the load that the search may play
+_FEWEST = 6  # schedules that it tries
+_REPAIRS = 8  # times that one schedule is played to find out where memcached needs more
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """From `time_s` on: who has which cores; of memcached's own, jobs may be on `shared` ones at idle priority."""
+
+    time_s: float
+    service: CoreSet
+    jobs: Mapping[str, CoreSet]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Times from the beginning of the run to the end of the last job, seconds.
+
+    Attributes:
+        lower_bound_s: nobody who holds the SLO is earlier.
+        best_s: the best that is known.
+        violations: intervals in which the schedule found breaks the SLO since no core count holds it.
+        schedule: what was found; empty where a candidate is better.
+    """
+
+    lower_bound_s: float
+    best_s: float
+    violations: int
+    schedule: tuple[Step, ...]
+
+
+def bounds(
+    setup: Setup, *, share: bool = False, floor_cores: int = 1, candidates_s: Sequence[float] = (), tries: int = 40
+) -> Bounds:
+    """Both bounds for one scenario and seed; the same setup gives the same bounds.
+
+    Args:
+        setup: the machine, the jobs, the load.
+        share: whether jobs may also use memcached's idle cycles, at idle priority.
+        floor_cores: memcached never gets fewer.
+        candidates_s: ends of the last job in runs of the same setup that held the SLO.
+        tries: at most so many schedules are tried; fewer where the load has many parts.
+
+    Raises:
+        UserError: a job has no figures.
+    """
+    setup.machine()  # tells which job has no figures
+    service = setup.service()
+    lower_s = lower_bound_s(setup, service, share=share, floor_cores=floor_cores)
+    found = _search(_Stage(setup, service, share=share, floor_cores=floor_cores), tries)
+    best_s = min([found.end_s, *candidates_s])
+    return Bounds(lower_s, best_s, found.violations, found.steps if found.end_s == best_s else ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How the jobs share the cores.
+
+    Attributes:
+        urgency: by job; times the work that is left it says who comes first.
+        widths: cores by job before there are spare ones.
+        swap: whether a job may be paused for a more urgent one.
+        spread: whether memcached has one core of each pair of SMT siblings first, or whole pairs.
+    """
+
+    urgency: Mapping[str, float]
+    widths: Mapping[str, int]
+    swap: bool
+    spread: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Play:
+    """What came of a rule."""
+
+    violations: int
+    end_s: float
+    steps: tuple[Step, ...]
+
+
+def _search(stage: _Stage, tries: int) -> _Play:
+    jobs = stage.setup.jobs
+    draw = random.Random(f"{stage.setup.seed}/oracle")  # noqa: S311 -- a search, no secret
+    even = {job.name: 1.0 for job in jobs}
+    narrow, wide = {job.name: 1 for job in jobs}, {job.name: job.threads for job in jobs}
+    flags = (False, True)
+    starts = [_Rule(even, w, swap, spread) for w in (narrow, wide) for swap in flags for spread in flags]
+    best_rule, best = min(((rule, stage.play(rule)) for rule in starts), key=lambda pair: _rank(pair[1]))
+    for _ in range(min(tries, max(_FEWEST, _EFFORT // max(1, len(best.steps)))) - len(starts)):
+        rule = _neighbour(best_rule, stage, draw)
+        play = stage.play(rule)
+        if _rank(play) < _rank(best):
+            best_rule, best = rule, play
+    return best
+
+
+def _rank(play: _Play) -> tuple[int, float]:
+    return play.violations, play.end_s
+
+
+def _neighbour(rule: _Rule, stage: _Stage, draw: random.Random) -> _Rule:
+    """The same with one job more or less urgent, or of another width."""
+    job = draw.choice(stage.setup.jobs)
+    if job.threads > 1 and draw.random() < 0.3:
+        return replace(rule, widths={**rule.widths, job.name: draw.randint(1, job.threads)})
+    return replace(rule, urgency={**rule.urgency, job.name: rule.urgency[job.name] * draw.lognormvariate(0.0, 0.7)})
+
+
+class _Stage:
+    """Plays rules on the simulated machine."""
+
+    def __init__(self, setup: Setup, service: ServiceModel, *, share: bool, floor_cores: int) -> None:
+        self.setup = setup
+        self._service = service
+        self._batch = setup.batch()
+        self._noise = setup.noise()
+        self._share = share
+        self._floor_cores = min(floor_cores, len(setup.topology.cores) - 1)
+        self._work_s = {
+            job.name: setup.calibration.jobs[job.name].alone_s * self._noise.work(job.name) for job in setup.jobs
+        }
+        self._choices: dict[float, list[tuple[int, bool]]] = {}
+        self._level: dict[tuple[float, bool], int] = {}
+
+    def play(self, rule: _Rule) -> _Play:
+        """Play until every interval holds the SLO or cannot; what one play teaches of memcached's need is kept."""
+        for turn in range(_REPAIRS):
+            play, broken = self._once(rule)
+            raised = False
+            for part_s in broken:
+                top, level = len(self._choices[part_s]) - 1, self._level.get((part_s, rule.spread), 0)
+                if level < top:
+                    self._level[part_s, rule.spread] = level + 1 if turn < _REPAIRS // 2 else top
+                    raised = True
+            if not raised:
+                break
+        return play
+
+    def _once(self, rule: _Rule) -> tuple[_Play, list[float]]:
+        """One play, and the parts of the load that belong to intervals which break the SLO."""
+        setup, names = self.setup, {job.name for job in self.setup.jobs}
+        machine = Machine(
+            setup.trace, self._service, self._batch, setup.topology, self._noise,
+            open_loop=setup.calibration.scenario.open_loop,
+        )  # fmt: skip
+        machine.share(frozenset(names if self._share else ()))
+        length_s = setup.trace.interval_s
+        parts: list[list[float]] = []
+        steps: list[Step] = []
+        next_s = 0.0
+        exclusive: dict[str, CoreSet] = {}
+        while names and machine.time_s < setup.trace.duration_s:
+            if machine.time_s >= next_s:
+                part_s = next_s
+                index = int(part_s / length_s + 1e-9)
+                next_s = min((index + 1) * length_s, setup.trace.next_change_s(part_s))
+                parts.extend([] for _ in range(index + 1 - len(parts)))
+                parts[index].append(part_s)
+            count, shared = self._choice(part_s, index, spread=rule.spread)
+            exclusive = self._assign(machine, rule, names, count, exclusive, shared=shared)
+            held = {name: job.cores for name, job in machine.jobs.items() if not job.paused}
+            steps.append(Step(machine.time_s, machine.cores, held))
+            names.difference_update(machine.advance(min(next_s, machine.next_change_s())))
+        end_s = machine.time_s
+        machine.pin(setup.topology.cores)
+        machine.advance(len(parts) * length_s + 1e-6)
+        column = f"p{setup.slo.percentile:g}_us".replace(".", "")
+        late = [
+            i for i, row in enumerate(machine.rows[: len(parts)]) if getattr(row, column) > 1e3 * setup.slo.latency_ms
+        ]
+        return _Play(len(late), end_s if not names else math.inf, tuple(steps)), [s for i in late for s in parts[i]]
+
+    def _choice(self, part_s: float, index: int, *, spread: bool) -> tuple[int, bool]:
+        """Memcached's core count in a part of the load, and whether jobs share its cores."""
+        if part_s not in self._choices:
+            setup, total = self.setup, len(self.setup.topology.cores)
+            qps, limit_us = setup.trace.qps(part_s), 1e3 * setup.slo.latency_ms / self._noise.interval(index)
+
+            def enough(count: int) -> bool:
+                state = self._service.state(qps, count, _CALM)
+                return qps <= state.capacity_qps and state.latency.quantile(setup.slo.percentile / 100) <= limit_us
+
+            least = next((count for count in range(self._floor_cores, total) if enough(count)), total)
+            alone = [(count, False) for count in range(least, total + 1)]
+            self._choices[part_s] = [(count, True) for count, _ in alone] * self._share + alone
+        return self._choices[part_s][self._level.get((part_s, spread), 0)]
+
+    def _service_cores(self, count: int, *, spread: bool) -> CoreSet:
+        siblings = self.setup.topology.siblings
+
+        def rank(core: int) -> tuple[int, int, int]:
+            number = sorted(siblings[core]).index(core)
+            return number * spread, min(siblings[core]), core
+
+        return frozenset(sorted(siblings, key=rank)[:count])
+
+    def _assign(
+        self,
+        machine: Machine,
+        rule: _Rule,
+        names: Collection[str],
+        count: int,
+        held: Mapping[str, CoreSet],
+        *,
+        shared: bool,
+    ) -> dict[str, CoreSet]:
+        """Give memcached `count` cores and the jobs the others; the cores that each job has to itself."""
+        topology, figures = self.setup.topology, self.setup.calibration.jobs
+        done = {name: machine.jobs[name].done if name in machine.jobs else 0.0 for name in names}
+
+        def rank(name: str) -> tuple[bool, float]:
+            urgency = rule.urgency[name] * (1.0 - done[name]) * self._work_s[name]
+            return not rule.swap and name not in machine.jobs, -urgency
+
+        order = [job for job in self.setup.jobs if job.name in names]
+        order.sort(key=lambda job: rank(job.name))
+        useful = {job.name: 1 if done[job.name] < figures[job.name].serial else job.threads for job in order}
+        first = {name: min(width, rule.widths[name]) for name, width in useful.items()}
+        widths = _dealt(len(topology.cores) - count, dict.fromkeys(useful, 0), first, useful)
+        target = place(count, widths, Assignment(self._service_cores(count, spread=rule.spread), held), topology)
+        if target.service != machine.cores:
+            machine.pin(target.service)
+        cores = {name: target.jobs.get(name, _NOWHERE) for name in useful}
+        if shared:
+            wider = _dealt(count, widths, first, useful)
+            free = sorted(target.service)
+            for name, width in wider.items():
+                extra, free = free[: width - widths[name]], free[width - widths[name] :]
+                cores[name] |= frozenset(extra)
+        for job in order:
+            _give(machine, job, cores[job.name])
+        return dict(target.jobs)
+
+
+def _dealt(cores: int, has: Mapping[str, int], first: Mapping[str, int], most: Mapping[str, int]) -> dict[str, int]:
+    """Deal cores in the jobs' order on top of what they have: up to the first width each, then up to the most."""
+    widths = dict(has)
+    for limit in (first, most):
+        for name in widths:
+            more = max(0, min(cores, limit[name] - widths[name]))
+            widths[name] += more
+            cores -= more
+    return widths
+
+
+def _give(machine: Machine, job: JobSpec, cores: CoreSet) -> None:
+    """Bring a job to these cores: start, resize, pause or resume it."""
+    if job.name not in machine.jobs:
+        if cores:
+            machine.start(job.name, job.threads, cores)
+        return
+    now = machine.jobs[job.name]
+    if cores and cores != now.cores:
+        machine.resize(job.name, cores)
+    if now.paused == bool(cores):
+        machine.pause(job.name, paused=not cores)
+
+
+_NOWHERE: CoreSet = frozenset()
