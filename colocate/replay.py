@@ -101,9 +101,7 @@ def calibration_of(recording: Recording, name: str | None) -> Calibration:
     return load_calibration(name)
 
 
-def check_model(
-    recording: Recording, calibration: Calibration, slo: Slo, *, speed: float = 1.0, low_weight: bool = False
-) -> Summary:
+def check_model(recording: Recording, calibration: Calibration, slo: Slo, *, speed: float = 1.0) -> Summary:
     """The recorded moves and load on the model: model against record; the shape is that of `replay --check-model`.
 
     Args:
@@ -111,12 +109,9 @@ def check_model(
         calibration: the model's figures.
         slo: what counts as a violation.
         speed: how much more load this very machine carries than the typical one, where that was measured.
-        low_weight: whether the recorded jobs had only idle priority where they stood on memcached's cores.
     """
     setup = Setup(calibration, (), recording.trace, slo, calibration.topology, recording.threads, speed=speed)
     machine = setup.machine()
-    if low_weight:
-        machine.share(frozenset(recording.graded(slo).jobs))
     times = reenact(recorded_moves(recording.log.events, recording.log_zero_s), machine)
     machine.advance((len(machine.rows) + 1) * recording.trace.interval_s)  # the interval in which it ended, whole
     recorded = recording.graded(slo)

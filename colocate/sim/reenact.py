@@ -82,8 +82,10 @@ def recorded_moves(events: Iterable[Event], zero_s: float) -> list[RecordedMove]
 def reenact(moves: Sequence[RecordedMove], machine: Machine) -> Mapping[str, JobTimes]:
     """Make the moves on the machine and run it until every job has ended; the times of those that have.
 
-    The machine's clock must be at or before the first move.
+    The machine's clock must be at or before the first move. Where no move tells memcached's cores, it has those that no
+    job has.
     """
+    silent = not any(move.target == SERVICE for move in moves)
     queue: list[tuple[float, int, RecordedMove]] = []
     waiting: dict[str, list[tuple[int, RecordedMove]]] = {}
     for number, move in enumerate(moves):
@@ -111,6 +113,9 @@ def reenact(moves: Sequence[RecordedMove], machine: Machine) -> Mapping[str, Job
             continue
         while queue and queue[0][0] <= machine.time_s:
             _make(heapq.heappop(queue)[2], machine, life)
+        if silent:
+            held = frozenset[int]().union(*(job.cores for job in machine.jobs.values() if not job.paused))
+            machine.pin(machine.topology.cores - held or machine.cores)
     return times
 
 
