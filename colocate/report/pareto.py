@@ -74,7 +74,7 @@ def draw(comparison: Comparison, path: Path) -> None:
     axes.set_ylabel("load intervals that violate the SLO")
     seeds = len(comparison.oracles)
     axes.set_title(f"{comparison.scenario}, load every {comparison.qps_interval_s:g} s, {seeds} seeds", fontsize=11)
-    axes.legend(loc="upper right", fontsize=8, framealpha=0.9)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False, markerscale=0.6)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     _label(axes, rows)
@@ -123,9 +123,6 @@ def _label(axes: Axes, rows: Sequence[Row]) -> None:
     """Each point's name beside it, where there is room."""
     area = axes.get_window_extent()
     taken: list[Bbox] = []
-    legend = axes.get_legend()
-    if legend is not None:
-        taken.append(legend.get_window_extent())
     for row in rows:
         x, y = axes.transData.transform((row.makespan_s.mean, row.slo_violation_ratio.mean))
         taken.append(Bbox.from_bounds(x - 6, y - 6, 12, 12))
