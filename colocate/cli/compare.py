@@ -18,9 +18,10 @@ from colocate.report.comparison import Comparison, Row
 from colocate.report.confidence import Estimate
 from colocate.report.pareto import check_picture, draw
 from colocate.report.summary import to_json
+from colocate.sim.traces import LOADS
 
 _WIDTH = 120  # in a file or a pipe
-_EPILOG = """\
+_EPILOG = f"""\
 examples:
   colocate compare --policies static,random,reactive --seeds 20
   colocate compare --policies 'reactive,reactive[high=0.6],reactive[high=0.9,hold_s=5]' --picture front.png
@@ -32,7 +33,9 @@ same load, the same machine and the same noise to every policy. Intervals hold t
 is outside the interval the difference is more than chance (marked *). `useful` is the share of the machine's cycles in
 which memcached or a job ran. `over oracle` is against the best schedule that is known, found with the whole load known
 in advance. Every figure is the model's, not a measurement.
-"""
+
+loads:
+{LOADS}"""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
