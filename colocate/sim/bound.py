@@ -26,7 +26,7 @@ from colocate.view import Slo
 _TOLERANCE = 1e-4  # percentiles of mixtures are found by bisection
 _BUSY_STEP = 0.005  # the batch model rounds memcached's busy share by at most this
 _ROOM_STEP = 0.01
-_PRICES = (0.0, 0.5, 1.0)  # of a unit of work, as powers of what it gains where the sibling rests
+_PRICES = (0.0, 1.0)  # of a unit of work, as powers of what it gains where the sibling rests
 _MANY_JOBS = 12
 _CALM = Surroundings()
 

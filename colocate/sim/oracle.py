@@ -5,11 +5,11 @@ Two bounds on the time from the beginning of a run to the end of its last job. T
 the same noise as every policy meets, but its moves take no time. It is searched like this:
 
 - Memcached's cores are chosen part by part of the load (a part lies between two changes of load or interval): at first
-  the fewest that hold the SLO undisturbed; wherever an interval then breaks the SLO on the machine, one more.
+  the fewest that hold the SLO undisturbed, one of each pair of SMT siblings, since that leaves the jobs most; wherever
+  an interval then breaks the SLO on the machine, whole pairs, then one core more, and so on.
 - The jobs share the other cores as in list scheduling, the one with most work left first (LPT; Graham 1969, SIAM J.
   Appl. Math. 17), with one core while only one of its threads works. Spare cores widen them in the same order.
-- Order, widths, whether a job may be paused for another, and whether memcached has whole pairs of SMT siblings or one
-  core of each are improved by a seeded local search.
+- Order, widths and whether a job may be paused for another are improved by a seeded local search.
 - With sharing, jobs that are left over get memcached's cores at idle priority.
 
 It is a heuristic: a policy may happen to do better, by meeting a load late within what the SLO allows. So the ends of
@@ -64,7 +64,7 @@ class Bounds:
 
 
 def bounds(
-    setup: Setup, *, share: bool = False, floor_cores: int = 1, candidates_s: Sequence[float] = (), tries: int = 40
+    setup: Setup, *, share: bool = False, floor_cores: int = 1, candidates_s: Sequence[float] = (), tries: int = 24
 ) -> Bounds:
     """Both bounds for one scenario and seed; the same setup gives the same bounds.
 
@@ -94,13 +94,11 @@ class _Rule:
         urgency: by job; times the work that is left it says who comes first.
         widths: cores by job before there are spare ones.
         swap: whether a job may be paused for a more urgent one.
-        spread: whether memcached has one core of each pair of SMT siblings first, or whole pairs.
     """
 
     urgency: Mapping[str, float]
     widths: Mapping[str, int]
     swap: bool
-    spread: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +115,7 @@ def _search(stage: _Stage, tries: int) -> _Play:
     draw = random.Random(f"{stage.setup.seed}/oracle")  # noqa: S311 -- a search, no secret
     even = {job.name: 1.0 for job in jobs}
     narrow, wide = {job.name: 1 for job in jobs}, {job.name: job.threads for job in jobs}
-    flags = (False, True)
-    starts = [_Rule(even, w, swap, spread) for w in (narrow, wide) for swap in flags for spread in flags]
+    starts = [_Rule(even, widths, swap) for widths in (narrow, wide) for swap in (False, True)]
     best_rule, best = min(((rule, stage.play(rule)) for rule in starts), key=lambda pair: _rank(pair[1]))
     for _ in range(min(tries, max(_FEWEST, _EFFORT // max(1, len(best.steps)))) - len(starts)):
         rule = _neighbour(best_rule, stage, draw)
@@ -153,8 +150,8 @@ class _Stage:
         self._work_s = {
             job.name: setup.calibration.jobs[job.name].alone_s * self._noise.work(job.name) for job in setup.jobs
         }
-        self._choices: dict[float, list[tuple[int, bool]]] = {}
-        self._level: dict[tuple[float, bool], int] = {}
+        self._choices: dict[float, list[tuple[CoreSet, bool]]] = {}
+        self._level: dict[float, int] = {}
 
     def play(self, rule: _Rule) -> _Play:
         """Play until every interval holds the SLO or cannot; what one play teaches of memcached's need is kept."""
@@ -162,9 +159,9 @@ class _Stage:
             play, broken = self._once(rule)
             raised = False
             for part_s in broken:
-                top, level = len(self._choices[part_s]) - 1, self._level.get((part_s, rule.spread), 0)
-                if level < top:
-                    self._level[part_s, rule.spread] = level + 1 if turn < _REPAIRS // 2 else top
+                top = len(self._choices[part_s]) - 1
+                if self._level[part_s] < top:
+                    self._level[part_s] = self._level[part_s] + 1 if turn < _REPAIRS // 2 else top
                     raised = True
             if not raised:
                 break
@@ -190,8 +187,8 @@ class _Stage:
                 next_s = min((index + 1) * length_s, setup.trace.next_change_s(part_s))
                 parts.extend([] for _ in range(index + 1 - len(parts)))
                 parts[index].append(part_s)
-            count, shared = self._choice(part_s, index, spread=rule.spread)
-            exclusive = self._assign(machine, rule, names, count, exclusive, shared=shared)
+            service, shared = self._choice(part_s, index)
+            exclusive = self._assign(machine, rule, names, service, exclusive, shared=shared)
             held = {name: job.cores for name, job in machine.jobs.items() if not job.paused}
             steps.append(Step(machine.time_s, machine.cores, held))
             names.difference_update(machine.advance(min(next_s, machine.next_change_s())))
@@ -204,8 +201,8 @@ class _Stage:
         ]
         return _Play(len(late), end_s if not names else math.inf, tuple(steps)), [s for i in late for s in parts[i]]
 
-    def _choice(self, part_s: float, index: int, *, spread: bool) -> tuple[int, bool]:
-        """Memcached's core count in a part of the load, and whether jobs share its cores."""
+    def _choice(self, part_s: float, index: int) -> tuple[CoreSet, bool]:
+        """Memcached's cores in a part of the load, and whether jobs share them."""
         if part_s not in self._choices:
             setup, total = self.setup, len(self.setup.topology.cores)
             qps, limit_us = setup.trace.qps(part_s), 1e3 * setup.slo.latency_ms / self._noise.interval(index)
@@ -215,16 +212,18 @@ class _Stage:
                 return qps <= state.capacity_qps and state.latency.quantile(setup.slo.percentile / 100) <= limit_us
 
             least = next((count for count in range(self._floor_cores, total) if enough(count)), total)
-            alone = [(count, False) for count in range(least, total + 1)]
-            self._choices[part_s] = [(count, True) for count, _ in alone] * self._share + alone
-        return self._choices[part_s][self._level.get((part_s, spread), 0)]
+            sets = [self._apart(count, first=first) for count in range(least, total + 1) for first in (True, False)]
+            ways = (True, False) if self._share else (False,)
+            self._choices[part_s] = [(cores, shared) for shared in ways for cores in dict.fromkeys(sets)]
+            self._level[part_s] = 0
+        return self._choices[part_s][self._level[part_s]]
 
-    def _service_cores(self, count: int, *, spread: bool) -> CoreSet:
+    def _apart(self, count: int, *, first: bool) -> CoreSet:
+        """So many cores, at first one of each pair of SMT siblings, or whole pairs."""
         siblings = self.setup.topology.siblings
 
         def rank(core: int) -> tuple[int, int, int]:
-            number = sorted(siblings[core]).index(core)
-            return number * spread, min(siblings[core]), core
+            return sorted(siblings[core]).index(core) * first, min(siblings[core]), core
 
         return frozenset(sorted(siblings, key=rank)[:count])
 
@@ -233,12 +232,12 @@ class _Stage:
         machine: Machine,
         rule: _Rule,
         names: Collection[str],
-        count: int,
+        service: CoreSet,
         held: Mapping[str, CoreSet],
         *,
         shared: bool,
     ) -> dict[str, CoreSet]:
-        """Give memcached `count` cores and the jobs the others; the cores that each job has to itself."""
+        """Give memcached these cores and the jobs the others; the cores that each job has to itself."""
         topology, figures = self.setup.topology, self.setup.calibration.jobs
         done = {name: machine.jobs[name].done if name in machine.jobs else 0.0 for name in names}
 
@@ -250,14 +249,14 @@ class _Stage:
         order.sort(key=lambda job: rank(job.name))
         useful = {job.name: 1 if done[job.name] < figures[job.name].serial else job.threads for job in order}
         first = {name: min(width, rule.widths[name]) for name, width in useful.items()}
-        widths = _dealt(len(topology.cores) - count, dict.fromkeys(useful, 0), first, useful)
-        target = place(count, widths, Assignment(self._service_cores(count, spread=rule.spread), held), topology)
-        if target.service != machine.cores:
-            machine.pin(target.service)
+        widths = _dealt(len(topology.cores - service), dict.fromkeys(useful, 0), first, useful)
+        target = place(len(service), widths, Assignment(service, held), topology)
+        if service != machine.cores:
+            machine.pin(service)
         cores = {name: target.jobs.get(name, _NOWHERE) for name in useful}
         if shared:
-            wider = _dealt(count, widths, first, useful)
-            free = sorted(target.service)
+            wider = _dealt(len(service), widths, first, useful)
+            free = sorted(service)
             for name, width in wider.items():
                 extra, free = free[: width - widths[name]], free[width - widths[name] :]
                 cores[name] |= frozenset(extra)
