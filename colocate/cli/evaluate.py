@@ -24,8 +24,8 @@ examples:
   colocate evaluate my.py:Mine --set high=0.6 --seeds 20 --json
   colocate evaluate reactive --seeds 101-120
 
-The score is exp(-{STEEPNESS:g} * max(0, v - {TOLERATED_RATIO:g})) / r: r is the time over the oracle's best, v the ratio
-of load intervals that violate the SLO, both means over the seeds. 1 is as good as the oracle, 0 has failed.
+The score is exp(-{STEEPNESS:g} * max(0, v - {TOLERATED_RATIO:g})) / r: r is the time over the oracle's best, v the
+share of load intervals that violate the SLO, both means over the seeds. 1 is as good as the oracle, 0 has failed.
 `docs/evaluate.md` plugs this into a search for better policies. Every figure is the model's, not a measurement.
 
 exit codes: 0 it has a score, 1 it failed (and why), 2 bad input
