@@ -13,7 +13,7 @@ from colocate.errors import UserError
 from colocate.eventlog import parse
 from colocate.policy import load_policy
 from colocate.sim.batch import JobFigures
-from colocate.sim.bound import best_mix, lower_bound_s
+from colocate.sim.bound import LowerBound, best_mix
 from colocate.sim.oracle import bounds
 from colocate.sim.run import BEGIN, Setup, simulate
 from colocate.sim.traces import Trace, load_trace
@@ -101,7 +101,7 @@ def test_nobody_who_holds_the_slo_is_earlier_than_the_lower_bound(calibration, d
     setup = data.draw(scenarios(calibration, data.draw(st.sampled_from([5000, 40_000, 100_000]))))
     end_s, broken = wander(setup, data.draw(st.integers(0, 999)), share=share)
     assume(not broken)
-    assert lower_bound_s(setup, setup.service(), share=share) <= end_s
+    assert LowerBound(setup, setup.service(), share=share).end_s() <= end_s
 
 
 @settings(UNHURRIED, max_examples=12)
@@ -184,7 +184,9 @@ def test_sharing_gains_the_idle_cycles_of_memcacheds_core(calibration):
 
 def test_where_no_core_count_holds_the_slo_the_oracle_says_so(calibration):
     trace = Trace((0.0, 4.0, 6.0), (5000.0, 900_000.0, 5000.0), 2.0, 7200.0)
-    found = bounds(scenario(calibration, [JobFigures(30.0)], (3,), trace))
+    setup = scenario(calibration, [JobFigures(30.0)], (3,), trace)
+    assert [LowerBound(setup, setup.service()).hopeless(index) for index in range(4)] == [False, False, True, False]
+    found = bounds(setup)
     assert found.violations >= 1
     assert found.lower_bound_s <= found.best_s < math.inf
 

@@ -49,8 +49,8 @@ class _Option:
 Piece = tuple[float, Sequence[tuple[float, float]]]
 
 
-def lower_bound_s(setup: Setup, service: ServiceModel, *, share: bool = False, floor_cores: int = 1) -> float:
-    """No schedule that holds the SLO ends all jobs earlier, counted from the beginning of the run.
+class LowerBound:
+    """No schedule that holds the SLO ends all jobs before `end_s()`, counted from the beginning of the run.
 
     An interval in which nobody can hold the SLO sets no limit.
 
@@ -60,11 +60,8 @@ def lower_bound_s(setup: Setup, service: ServiceModel, *, share: bool = False, f
         share: whether jobs may also use memcached's idle cycles, at idle priority.
         floor_cores: memcached never gets fewer.
     """
-    return _Bound(setup, service, share=share, floor_cores=floor_cores).end_s()
 
-
-class _Bound:
-    def __init__(self, setup: Setup, service: ServiceModel, *, share: bool, floor_cores: int) -> None:
+    def __init__(self, setup: Setup, service: ServiceModel, *, share: bool = False, floor_cores: int = 1) -> None:
         self._setup = setup
         self._service = service
         self._share = share
@@ -93,6 +90,14 @@ class _Bound:
             fastest = self._fastest(job.threads, figures.crowding)  # first one thread works, then all
             ends_s.append(self._end_s(work_s * (1 - figures.serial), fastest, work_s * figures.serial))
         return max(ends_s)
+
+    def hopeless(self, index: int) -> bool:
+        """Whether nobody can hold the SLO in that load interval."""
+        least = (
+            (to_s - from_s) * min(option.excess for option in self._by_count(qps, index))
+            for from_s, to_s, qps in self._loads(index)
+        )
+        return sum(least) > 0
 
     def _together_s(self, exponent: float) -> float:
         """When all work can be done, at a price of sibling ** -exponent a unit."""

@@ -6,7 +6,8 @@ the same noise as every policy meets, but its moves take no time. It is searched
 
 - Memcached's cores are chosen part by part of the load (a part lies between two changes of load or interval): at first
   the fewest that hold the SLO undisturbed, one of each pair of SMT siblings, since that leaves the jobs most; wherever
-  an interval then breaks the SLO on the machine, whole pairs, then one core more, and so on.
+  an interval then breaks the SLO on the machine, whole pairs, then one core more, and so on. Where nobody can hold it,
+  the fewest that serve most.
 - The jobs share the other cores as in list scheduling, the one with most work left first (LPT; Graham 1969, SIAM J.
   Appl. Math. 17), with one core while only one of its threads works. Spare cores widen them in the same order.
 - Order, widths and whether a job may be paused for another are improved by a seeded local search.
@@ -26,7 +27,7 @@ from dataclasses import dataclass, replace
 from colocate.cores import CoreSet
 from colocate.jobs import JobSpec
 from colocate.placement import Assignment, place
-from colocate.sim.bound import lower_bound_s
+from colocate.sim.bound import LowerBound
 from colocate.sim.machine import Machine
 from colocate.sim.run import Setup
 from colocate.sim.service import ServiceModel, Surroundings
@@ -39,7 +40,7 @@ _REPAIRS = 8  # times that one schedule is played to find out where memcached ne
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From `time_s` on: who has which cores; of memcached's own, jobs may be on `shared` ones at idle priority."""
+    """From `time_s` on: who has which cores; where a job has one of memcached's, it is at idle priority."""
 
     time_s: float
     service: CoreSet
@@ -53,7 +54,8 @@ class Bounds:
     Attributes:
         lower_bound_s: nobody who holds the SLO is earlier.
         best_s: the best that is known.
-        violations: intervals in which the schedule found breaks the SLO since no core count holds it.
+        violations: intervals in which the schedule found breaks the SLO: no core count holds it there, or what was left
+            undone in such an interval is served.
         schedule: what was found; empty where a candidate is better.
     """
 
@@ -80,10 +82,10 @@ def bounds(
     """
     setup.machine()  # tells which job has no figures
     service = setup.service()
-    lower_s = lower_bound_s(setup, service, share=share, floor_cores=floor_cores)
-    found = _search(_Stage(setup, service, share=share, floor_cores=floor_cores), tries)
+    lower = LowerBound(setup, service, share=share, floor_cores=floor_cores)
+    found = _search(_Stage(setup, service, lower, share=share, floor_cores=floor_cores), tries)
     best_s = min([found.end_s, *candidates_s])
-    return Bounds(lower_s, best_s, found.violations, found.steps if found.end_s == best_s else ())
+    return Bounds(lower.end_s(), best_s, found.violations, found.steps if found.end_s == best_s else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,10 @@ class _Play:
     end_s: float
     steps: tuple[Step, ...]
 
+    @property
+    def rank(self) -> tuple[int, float]:
+        return self.violations, self.end_s
+
 
 def _search(stage: _Stage, tries: int) -> _Play:
     jobs = stage.setup.jobs
@@ -116,17 +122,13 @@ def _search(stage: _Stage, tries: int) -> _Play:
     even = {job.name: 1.0 for job in jobs}
     narrow, wide = {job.name: 1 for job in jobs}, {job.name: job.threads for job in jobs}
     starts = [_Rule(even, widths, swap) for widths in (narrow, wide) for swap in (False, True)]
-    best_rule, best = min(((rule, stage.play(rule)) for rule in starts), key=lambda pair: _rank(pair[1]))
+    best_rule, best = min(((rule, stage.play(rule)) for rule in starts), key=lambda pair: pair[1].rank)
     for _ in range(min(tries, max(_FEWEST, _EFFORT // max(1, len(best.steps)))) - len(starts)):
         rule = _neighbour(best_rule, stage, draw)
         play = stage.play(rule)
-        if _rank(play) < _rank(best):
+        if play.rank < best.rank:
             best_rule, best = rule, play
     return best
-
-
-def _rank(play: _Play) -> tuple[int, float]:
-    return play.violations, play.end_s
 
 
 def _neighbour(rule: _Rule, stage: _Stage, draw: random.Random) -> _Rule:
@@ -140,9 +142,12 @@ def _neighbour(rule: _Rule, stage: _Stage, draw: random.Random) -> _Rule:
 class _Stage:
     """Plays rules on the simulated machine."""
 
-    def __init__(self, setup: Setup, service: ServiceModel, *, share: bool, floor_cores: int) -> None:
+    def __init__(
+        self, setup: Setup, service: ServiceModel, lower: LowerBound, *, share: bool, floor_cores: int
+    ) -> None:
         self.setup = setup
         self._service = service
+        self._lower = lower
         self._batch = setup.batch()
         self._noise = setup.noise()
         self._share = share
@@ -211,8 +216,17 @@ class _Stage:
                 state = self._service.state(qps, count, _CALM)
                 return qps <= state.capacity_qps and state.latency.quantile(setup.slo.percentile / 100) <= limit_us
 
-            least = next((count for count in range(self._floor_cores, total) if enough(count)), total)
-            sets = [self._apart(count, first=first) for count in range(least, total + 1) for first in (True, False)]
+            if self._lower.hopeless(index):  # what serves most
+                counts = [
+                    max(
+                        range(self._floor_cores, total + 1),
+                        key=lambda count: self._service.state(qps, count, _CALM).capacity_qps,
+                    )
+                ]
+            else:
+                least = next((count for count in range(self._floor_cores, total) if enough(count)), total)
+                counts = [*range(least, total + 1)]
+            sets = [self._apart(count, first=first) for count in counts for first in (True, False)]
             ways = (True, False) if self._share else (False,)
             self._choices[part_s] = [(cores, shared) for shared in ways for cores in dict.fromkeys(sets)]
             self._level[part_s] = 0
