@@ -139,13 +139,6 @@ def test_every_policy_that_holds_the_slo_lies_above_both_bounds(calibration, tmp
     assert held
 
 
-def test_a_candidate_that_is_better_than_what_was_found_is_the_best_known(calibration):
-    setup = scenario(calibration, [JobFigures(10.0)], (1,), QUIET)
-    assert bounds(setup, candidates_s=(11.0, 12.0)).best_s == pytest.approx(10.0, abs=1e-3)
-    better = bounds(setup, candidates_s=(9.5,))
-    assert (better.best_s, better.schedule) == (9.5, ())
-
-
 @pytest.mark.parametrize(
     ("alone_s", "threads", "expected_s"),
     [

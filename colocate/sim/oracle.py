@@ -13,15 +13,15 @@ the same noise as every policy meets, but its moves take no time. It is searched
 - Order, widths and whether a job may be paused for another are improved by a seeded local search.
 - With sharing, jobs that are left over get memcached's cores at idle priority.
 
-It is a heuristic: a policy may happen to do better, by meeting a load late within what the SLO allows. So the ends of
-policies that held the SLO can be given as `candidates_s`, and the best found is never worse than they are.
+It is a heuristic: a policy may happen to do better, by meeting a load late within what the SLO allows. Then its own
+schedule is the best that is known; `report/comparison.py` takes the better of the two.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from colocate.cores import CoreSet
@@ -53,10 +53,10 @@ class Bounds:
 
     Attributes:
         lower_bound_s: nobody who holds the SLO is earlier.
-        best_s: the best that is known.
+        best_s: the schedule found ends.
         violations: intervals in which the schedule found breaks the SLO: no core count holds it there, or what was left
             undone in such an interval is served.
-        schedule: what was found; empty where a candidate is better.
+        schedule: what was found.
     """
 
     lower_bound_s: float
@@ -65,16 +65,13 @@ class Bounds:
     schedule: tuple[Step, ...]
 
 
-def bounds(
-    setup: Setup, *, share: bool = False, floor_cores: int = 1, candidates_s: Sequence[float] = (), tries: int = 24
-) -> Bounds:
+def bounds(setup: Setup, *, share: bool = False, floor_cores: int = 1, tries: int = 24) -> Bounds:
     """Both bounds for one scenario and seed; the same setup gives the same bounds.
 
     Args:
         setup: the machine, the jobs, the load.
         share: whether jobs may also use memcached's idle cycles, at idle priority.
         floor_cores: memcached never gets fewer.
-        candidates_s: ends of the last job in runs of the same setup that held the SLO.
         tries: at most so many schedules are tried; fewer where the load has many parts.
 
     Raises:
@@ -84,8 +81,7 @@ def bounds(
     service = setup.service()
     lower = LowerBound(setup, service, share=share, floor_cores=floor_cores)
     found = _search(_Stage(setup, service, lower, share=share, floor_cores=floor_cores), tries)
-    best_s = min([found.end_s, *candidates_s])
-    return Bounds(lower.end_s(), best_s, found.violations, found.steps if found.end_s == best_s else ())
+    return Bounds(lower.end_s(), found.end_s, found.violations, found.steps)
 
 
 @dataclass(frozen=True, slots=True)
