@@ -17,7 +17,7 @@ from colocate.sim.figures import figure
 from colocate.topology import Topology
 
 _NONE: CoreSet = frozenset()
-_KEPT = 4096  # answers that are remembered; a run has a few hundred different situations
+_KEPT = 500  # answers that are remembered; a run comes back to a few dozen situations
 _RANGES = {
     "alone_s": (1e-3, 1e7),
     "serial": (0.0, 0.99),

@@ -24,7 +24,7 @@ LOADS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.
 _LIGHT_LOAD, _BUSY_LOAD, _KNEE = 0.1, 0.5, 0.85  # one shape goes over into the next between the first two, and above
 _SPEED_EXPONENT = 0.4  # two scans of one type of machine, capacities 1.4 apart, differ by 1.4^0.43 in p95 at half load
 _BATCH_SCALE = 2.0
-_CACHED = 20_000
+_CACHED = 500  # a load lasts some seconds, then another comes
 
 
 @dataclass(frozen=True, slots=True)
