@@ -16,7 +16,6 @@ from colocate.cli.simulate import add_scenario_options, sim_settings
 from colocate.compare import compare, parse_contenders, parse_seeds
 from colocate.report.comparison import Comparison, Row
 from colocate.report.confidence import Estimate
-from colocate.report.pareto import check_picture, draw
 from colocate.report.summary import to_json
 from colocate.sim.traces import LOADS
 
@@ -63,6 +62,8 @@ def compare_command(args: argparse.Namespace) -> int:
     """Compare; 0 even where a policy failed, which the table tells."""
     contenders, seeds = parse_contenders(args.policies), parse_seeds(args.seeds)
     if args.picture:
+        from colocate.report.pareto import check_picture  # matplotlib takes a quarter of a second to load
+
         check_picture(args.picture)
     with _progress() as progress:
         task = progress.add_task("simulating", total=None)
@@ -74,6 +75,8 @@ def compare_command(args: argparse.Namespace) -> int:
     if args.csv:
         found.write_csv(args.csv)
     if args.picture:
+        from colocate.report.pareto import draw
+
         draw(found, args.picture)
     if args.json:
         sys.stdout.write(to_json(found.document()) + "\n")
