@@ -185,25 +185,23 @@ class Controller:
 
     def _moves(self, target: Assignment, reason: str) -> list[Move]:
         """From here to `target`: memcached's growth, creations, pauses and shrinks, its final set, the rest, starts."""
-        now_s = self.seen.time_s
+        seen, now_s = self.seen, self.seen.time_s
         grow, shrink = self._pins(target.service, reason)
-        create = [
-            Move(MoveKind.CREATE, name, self.topology.cores, job.threads, "ahead of its start")
-            for name, job in self.jobs.items()
-            if job.state is JobState.WAITING and not job.asked_for and job.open(now_s)
-        ]
+        create: list[Move] = []
         less: list[Move] = []
         more: list[Move] = []
         starts: list[Move] = []
         for name, job in self.jobs.items():
-            cores = target.jobs.get(name, frozenset())
             if not job.open(now_s):
                 continue
+            cores = target.jobs.get(name)
             if job.state is JobState.WAITING:
-                if cores and job.created and self._service_logged and self.seen.service.alive:
+                if not job.asked_for:
+                    create.append(Move(MoveKind.CREATE, name, self.topology.cores, job.threads, "ahead of its start"))
+                if cores and job.created and self._service_logged and seen.service.alive:
                     starts.append(Move(MoveKind.START, name, cores, job.threads, reason))
                 continue
-            if found := job.contradiction(self.seen.jobs.get(name), now_s):
+            if found := job.contradiction(seen.jobs.get(name), now_s):
                 self.note(name, "foreign_changes", found)
             if not cores:
                 if not job.wish_paused:

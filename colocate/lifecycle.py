@@ -54,6 +54,7 @@ class JobLife:
         self._since_s: float | None = None
         self._cpu_s: tuple[float, float] | None = None  # when, how much
         self._cpu_cores: float | None = None
+        self._viewed: tuple[tuple[object, ...], JobView] | None = None
 
     @property
     def name(self) -> str:
@@ -71,10 +72,13 @@ class JobLife:
 
     def view(self, now_s: float) -> JobView:
         """The job as a policy sees it."""
-        running_s = max(0.0, now_s - self._since_s) if self._since_s is not None else 0.0
+        run_s = self._run_s + (max(0.0, now_s - self._since_s) if self._since_s is not None else 0.0)
         held = self.wish_cores if self.state in ACTIVE and not self.wish_paused else frozenset()
         cpu_cores = self._cpu_cores if self.state is JobState.RUNNING else None
-        return JobView(self.spec, self.state, held, self.threads, cpu_cores, self._run_s + running_s, self.failures)
+        facts = (self.spec, self.state, held, self.threads, cpu_cores, run_s, self.failures)
+        if self._viewed is None or facts != self._viewed[0]:  # of a job that does not run nothing changes
+            self._viewed = (facts, JobView(*facts))
+        return self._viewed[1]
 
     def measured(self, sample: JobSample, now_s: float) -> None:
         """Take in what the kernel says of its CPU use."""
@@ -90,7 +94,7 @@ class JobLife:
         The wish is made void with it, so that it will be uttered again; so is one that has been on its way too long.
         """
         paused = self.state is JobState.PAUSED
-        if self.state not in {JobState.RUNNING, JobState.PAUSED}:
+        if not paused and self.state is not JobState.RUNNING:
             return ""
         if self.wish_cores != self.cores or self.wish_paused != paused:
             if now_s - self._wish_s > PATIENCE_S:

@@ -69,9 +69,9 @@ def run(
             start_s = host.now()
             moves = controller.step(host.observe())
             perform(host, controller, log, moves)
-            tick = Tick(host.now() - start_s, max(0.0, start_s - due_s))
             if metrics is not None and (moves or start_s >= record_s):
                 record_s = start_s + _RECORD_S
+                tick = Tick(host.now() - start_s, max(0.0, start_s - due_s))
                 metrics.write(record(controller, start_s - begin_s, tick))
             if show is not None:
                 show(controller)

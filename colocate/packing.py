@@ -7,6 +7,7 @@ it when fewer jobs are left than cores. Both follow from one rule: each core goe
 from __future__ import annotations
 
 from collections.abc import Iterable
+from heapq import heapify, heapreplace
 
 from colocate.jobs import ENDED, JobSpec, JobState
 from colocate.view import JobView
@@ -41,17 +42,30 @@ def share_out(jobs: Iterable[JobView], cores: int) -> dict[str, int]:
     that runs before one that is paused, that before one that waits, and of those that wait the longest first, where run
     times are known.
     """
+    global _last
     open_jobs = [job for job in jobs if job.state not in ENDED]
-    ranked = sorted(open_jobs, key=lambda j: (_ORDER[j.state], -j.spec.runtime_s.get(1, 0.0) * (not j.cores)))
+    question = (cores, [(job.spec, job.state, job.threads, not job.cores) for job in open_jobs])
+    last = _last
+    if question != last[0]:  # from one tick to the next it is nearly always the same
+        last = _last = (question, _share_out(open_jobs, cores))
+    return last[1].copy()
+
+
+_last: tuple[object, dict[str, int]] = (None, {})
+
+
+def _share_out(jobs: list[JobView], cores: int) -> dict[str, int]:
+    ranked = sorted(jobs, key=lambda j: (_ORDER[j.state], -j.spec.runtime_s.get(1, 0.0) * (not j.cores)))
     shares = {job.name: 0 for job in ranked}
-    for _ in range(cores):
-        best = max(
-            ((_gain(job, shares[job.name]), -shares[job.name], -rank, job.name) for rank, job in enumerate(ranked)),
-            default=None,
-        )
-        if best is None or best[0] <= 0:
+    best = [(-_gain(job, 0), 0, rank) for rank, job in enumerate(ranked)]
+    heapify(best)
+    for _ in range(cores if ranked else 0):
+        loss, share, rank = best[0]
+        if loss >= 0:
             break
-        shares[best[-1]] += 1
+        job = ranked[rank]
+        shares[job.name] = share + 1
+        heapreplace(best, (-_gain(job, share + 1), share + 1, rank))
     return shares
 
 

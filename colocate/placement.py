@@ -33,8 +33,18 @@ def place(service: int, jobs: Mapping[str, int], current: Assignment, topology: 
     Raises:
         ValueError: more is asked for than there is.
     """
-    if service < 1 or service + sum(jobs.values()) > len(topology.cores):
+    asked = service + sum(jobs.values())
+    if service < 1 or asked > len(topology.cores):
         raise ValueError(f"{service} + {dict(jobs)} cores do not fit into {len(topology.cores)}")
+    kept = {job: current.jobs.get(job, frozenset()) for job, count in jobs.items() if count}
+    everybody = current.service.union(*kept.values())
+    if (
+        len(current.service) == service
+        and [*map(len, kept.values())] == [count for count in jobs.values() if count]
+        and len(everybody) == asked  # disjoint
+        and everybody <= topology.cores
+    ):
+        return Assignment(current.service, kept)  # the usual case, and what the search below would find
     held = {job: current.jobs.get(job, frozenset()) & topology.cores for job in jobs}
     taken = frozenset().union(*(cores for job, cores in held.items() if jobs[job]))
     own = _place_service(service, current.service & topology.cores, taken, topology)

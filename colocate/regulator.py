@@ -109,8 +109,7 @@ class Regulator:
             intervene("impossible", impossible)
             plan = self._accepted if self._accepted.service else safe_plan(view, self.limits.floor_cores)
         for rule in (self._unshared, self._floored, self._fresh_enough, self._unhurried):
-            changed = rule(plan, view)
-            if changed is not None:
+            if changed := rule(plan, view):
                 plan, reason = changed
                 intervene(rule.__name__.strip("_"), reason)
         plan = fitted(plan, view)
@@ -129,10 +128,12 @@ class Regulator:
 
     def _impossible(self, plan: Plan, view: View) -> str:
         """Why a well-formed plan cannot be carried out; empty if it can."""
-        unknown = sorted((set(plan.jobs) | plan.share) - set(view.jobs))
-        if unknown:
-            return f"no job {unknown[0]!r}"
-        wanted = plan.service + sum(n for job, n in plan.jobs.items() if view.jobs[job].state not in ENDED)
+        jobs = view.jobs
+        if not (jobs.keys() >= plan.jobs.keys() and jobs.keys() >= plan.share):
+            return f"no job {min((plan.jobs.keys() | plan.share) - jobs.keys())!r}"
+        wanted = plan.service + sum(plan.jobs.values())
+        if wanted > view.total_cores:  # what is wanted for a job that has ended does not count
+            wanted -= sum(n for job, n in plan.jobs.items() if jobs[job].state in ENDED)
         if wanted > view.total_cores:
             return f"{wanted} cores wanted, there are {view.total_cores}"
         return "" if plan.service else "no core for memcached"
@@ -155,6 +156,8 @@ class Regulator:
         service = view.service
         if service.latency_ms.fresh(self.limits.latency_max_age_s):
             self._latency_s = view.time_s
+        if plan.service >= len(service.cores):
+            return None
         expected = view.time_s - self._latency_s < self.limits.latency_lost_s
         stale = [
             name
@@ -165,7 +168,7 @@ class Regulator:
             )
             if not signal.fresh(max_age_s)
         ]
-        if not stale or plan.service >= len(service.cores):
+        if not stale:
             return None
         return replace(plan, service=len(service.cores)), f"no fresh {' and '.join(stale)}: memcached keeps its cores"
 
@@ -185,8 +188,7 @@ def malformed(plan: object) -> str:
         return "jobs is no mapping, or share no set"
     if odd := [name for name in (*plan.jobs, *plan.share) if not isinstance(name, str)]:
         return f"{odd[0]!r} is no job's name"
-    counts = {"memcached": plan.service, **plan.jobs}
-    for name, count in counts.items():
+    for name, count in (("memcached", plan.service), *plan.jobs.items()):
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             return f"{count!r} is no core count for {name}"
     return ""
@@ -198,10 +200,13 @@ def fitted(plan: Plan, view: View) -> Plan:
     A job that the plan leaves out keeps what it has, as far as there is something left.
     """
     left = view.total_cores - plan.service
-    wanted = {**plan.jobs, **{name: len(job.cores) for name, job in view.jobs.items() if name not in plan.jobs}}
-    jobs: dict[str, int] = {}
+    wanted = dict(plan.jobs)
+    for name, job in view.jobs.items():
+        if job.state in ENDED:
+            wanted.pop(name, None)
+        elif name not in wanted:
+            wanted[name] = len(job.cores)
     for name, count in wanted.items():
-        if view.jobs[name].state not in ENDED:
-            jobs[name] = min(count, left)
-            left -= jobs[name]
-    return replace(plan, jobs=jobs)
+        wanted[name] = count = min(count, left)
+        left -= count
+    return replace(plan, jobs=wanted)

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import mul
 
 from colocate.cores import CoreSet
 from colocate.jobs import JobEvent, JobSpec, JobState
@@ -148,10 +149,10 @@ class Series:
         ts = [t - end_s for t in self.times_s[first : self.length]]
         n = len(xs)
         mean, mean_t = math.fsum(xs) / n, math.fsum(ts) / n
-        spread_t = math.fsum((t - mean_t) ** 2 for t in ts)
-        covariance = math.fsum((t - mean_t) * (x - mean) for t, x in zip(ts, xs, strict=True))
-        slope = covariance / spread_t if spread_t else 0.0
-        std = math.sqrt(math.fsum((x - mean) ** 2 for x in xs) / n)
+        dx, dt = [x - mean for x in xs], [t - mean_t for t in ts]
+        spread_t = math.fsum(map(mul, dt, dt))
+        slope = math.fsum(map(mul, dt, dx)) / spread_t if spread_t else 0.0
+        std = math.sqrt(math.fsum(map(mul, dx, dx)) / n)
         return Window(mean, std, slope, min(xs), max(xs), n)
 
 
@@ -160,23 +161,25 @@ class History:
 
     def __init__(self, keep_s: float = 60.0) -> None:
         self._keep_s = keep_s
-        self._times: dict[str, list[float]] = {}
-        self._values: dict[str, list[float]] = {}
+        self._kept: dict[str, tuple[list[float], list[float]]] = {}  # when, what
 
     def add(self, name: str, time_s: float, value: float | None) -> None:
         """Append a sample; None and non-finite values are dropped."""
         if value is None or not math.isfinite(value):
             return
-        times, values = self._times.setdefault(name, []), self._values.setdefault(name, [])
+        kept = self._kept.get(name)
+        if kept is None:
+            kept = self._kept[name] = ([], [])
+        times, values = kept
         times.append(time_s)
         values.append(value)
         if time_s - times[0] > 2 * self._keep_s:  # new lists, so that series handed out stay as they are
             first = bisect_left(times, time_s - self._keep_s)
-            self._times[name], self._values[name] = times[first:], values[first:]
+            self._kept[name] = (times[first:], values[first:])
 
     def series(self) -> dict[str, Series]:
         """Each series as it stands now."""
-        return {name: Series(times, self._values[name], len(times)) for name, times in self._times.items()}
+        return {name: Series(times, values, len(times)) for name, (times, values) in self._kept.items()}
 
 
 @dataclass(frozen=True, slots=True)

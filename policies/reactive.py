@@ -94,5 +94,8 @@ class Reactive(Policy):
 
     def _most(self, cores: int, now_s: float) -> float:
         """The CPU use that this many cores carry, as far as is known."""
-        when_s, used = self._trouble.get(cores, (float("-inf"), 0.0))
-        return min(self.high * cores, 0.9 * used if now_s - when_s < self.remember_s else float("inf"))
+        most = self.high * cores
+        if cores not in self._trouble:
+            return most
+        when_s, used = self._trouble[cores]
+        return min(most, 0.9 * used) if now_s - when_s < self.remember_s else most

@@ -204,9 +204,7 @@ def test_news_of_a_job_that_has_ended_or_is_unknown_changes_nothing(kind):
     assert states(subject) == {"a": JobState.FINISHED}
 
 
-plans = st.builds(
-    Plan, st.integers(0, 5), st.dictionaries(st.sampled_from("abc"), st.integers(0, 4), max_size=3)
-)
+plans = st.builds(Plan, st.integers(0, 5), st.dictionaries(st.sampled_from("abc"), st.integers(0, 4), max_size=3))
 happenings = st.sampled_from(["exit0", "exit1", "vanish", "foreign", "nothing", "nothing", "nothing"])
 
 
@@ -240,6 +238,52 @@ def test_cpu_use_of_a_job_comes_from_its_counter():
     controller.absorb(observation(10.0, jobs={"a": JobSample(cpu_s=2.0)}))
     controller.absorb(observation(12.0, jobs={"a": JobSample(cpu_s=3.0)}))
     assert controller.view().jobs["a"].cpu_cores == pytest.approx(0.5)
+
+
+def test_an_old_view_does_not_change_when_time_goes_on():
+    subject = settle(machine(Plan(1, {"a": 1, "b": 0})))
+    old = subject.controller.view()
+
+    def picture():
+        windows = [old.window(name, 60) for name in ("cpu_cores", "wait_us", "qps")]
+        return repr((old.time_s, old.service, old.jobs, list(old.series), windows))
+
+    before = picture()
+    subject.controller.regulator.policy.plans = [Plan(2, {"a": 0, "b": 1})]
+    subject.tick(service=service_sample(0.9, latency_ms=0.5))
+    subject.tick()
+    subject.end("b", 0)
+    settle(subject, 2)
+    assert picture() == before
+    assert subject.controller.view().jobs != old.jobs
+
+
+def test_every_view_shows_the_job_as_it_is_at_that_instant():
+    subject = machine(Plan(1, {"a": 1}), jobs=("a",), retries=1)
+    shown = []
+
+    def tick():
+        subject.tick()
+        job = subject.controller.view().jobs["a"]
+        shown.append((str(job.state), len(job.cores), job.run_s, job.failures))
+
+    for _ in range(4):  # created, told to start, seen to run one second later
+        tick()
+    for plan in (Plan(4, {"a": 0}), Plan(4, {"a": 0}), Plan(1, {"a": 2})):
+        subject.controller.regulator.policy.plans = [plan]
+        tick()
+    subject.end("a", 1)
+    tick()
+    assert shown == [
+        ("waiting", 0, 0.0, 0),
+        ("starting", 1, 0.0, 0),
+        ("running", 1, 1.0, 0),
+        ("running", 1, 2.0, 0),
+        ("paused", 0, 3.0, 0),
+        ("paused", 0, 3.0, 0),
+        ("running", 2, 3.0, 0),
+        ("starting", 2, 3.0, 1),
+    ]
 
 
 def test_run_time_leaves_pauses_out():

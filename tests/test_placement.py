@@ -65,6 +65,29 @@ def test_memcached_only_grows_or_only_shrinks(history):
         now = then
 
 
+def test_cores_that_are_not_managed_are_left_though_the_counts_are_met():
+    topology = Topology.flat(4)
+    outside = Assignment(frozenset({7}), {"a": frozenset({1, 9})})
+    assert place(1, {"a": 2}, outside, topology).service < topology.cores
+    then = place(1, {"a": 2}, outside, topology)
+    assert 1 in then.jobs["a"]
+    assert then.jobs["a"] | then.service <= topology.cores
+    narrowed = topology.only(frozenset({0, 1}))
+    assert place(1, {"a": 1}, Assignment(frozenset({3}), {"a": frozenset({1})}), narrowed).service == {0}
+
+
+def test_a_job_that_overlaps_memcached_is_moved_though_the_counts_are_met():
+    overlapping = Assignment(frozenset({0}), {"a": frozenset({0, 1})})
+    then = place(1, {"a": 2}, overlapping, Topology.flat(4))
+    assert then.service == {0}
+    assert then.jobs["a"] == {1, 2}
+
+
+def test_a_job_that_is_to_have_none_loses_what_it_holds():
+    now = Assignment(frozenset({0}), {"a": frozenset({1}), "b": frozenset({2})})
+    assert place(1, {"a": 1, "b": 0}, now, Topology.flat(4)).jobs == {"a": {1}}
+
+
 def test_a_job_keeps_the_core_that_memcached_leaves_to_it():
     topology = Topology.flat(4)
     now = Assignment(frozenset({0}), {"a": frozenset({1}), "b": frozenset({2, 3})})

@@ -1,9 +1,12 @@
 import textwrap
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from colocate.errors import UserError
-from colocate.jobs import JobState
+from colocate.jobs import ENDED, JobState
 from colocate.packing import share_out, speedup
 from colocate.policy import Plan, load_policy, options, policy_names
 from colocate.view import History
@@ -125,6 +128,60 @@ def test_those_that_run_come_first_then_the_longest():
     assert [name for name, n in share_out(everybody, 1).items() if n] == ["r"]
     assert {name for name, n in share_out(everybody, 2).items() if n} == {"r", "p"}
     assert {name for name, n in share_out(everybody, 3).items() if n} == {"r", "p", "l"}
+
+
+open_jobs = st.builds(
+    lambda state, threads, held, runtime_s: (state, threads, held, runtime_s),
+    st.sampled_from(sorted(JobState)),
+    st.integers(1, 4),
+    st.booleans(),
+    st.dictionaries(st.sampled_from([1, 2, 4]), st.sampled_from([5.0, 9.0, 10.0])),
+)
+
+
+@given(st.lists(open_jobs, max_size=6), st.integers(0, 8))
+def test_each_core_goes_where_it_adds_most(facts, cores):
+    jobs = [
+        job_view(f"j{i}", state, frozenset({i} if held else ()), threads=threads, runtime_s=runtime_s)
+        for i, (state, threads, held, runtime_s) in enumerate(facts)
+    ]
+    before, after = share_out(jobs, cores), share_out(jobs, cores + 1)
+
+    def gains(shares):
+        return {j.name: speedup(j.spec, shares[j.name] + 1) - speedup(j.spec, shares[j.name]) for j in jobs
+                if j.name in shares}  # fmt: skip
+
+    assert set(before) == {job.name for job in jobs if job.state not in ENDED}
+    gained = [name for name in before if after[name] != before[name]]
+    best = max(gains(before).values(), default=0.0)
+    if best > 0:
+        (name,) = gained
+        assert after[name] == before[name] + 1
+        assert gains(before)[name] == best
+    else:
+        assert not gained
+
+
+def test_shares_follow_every_fact_that_they_depend_on():
+    a = job_view("a", JobState.PAUSED, threads=2, runtime_s={1: 20.0, 2: 12.0})
+    b = job_view("b", JobState.PAUSED, threads=2, runtime_s={1: 10.0, 2: 6.0})
+    faster = job_view("b", JobState.PAUSED, threads=2, runtime_s={1: 10.0, 2: 5.0})
+    for cores, changed, shares in (
+        (4, b, {"a": 2, "b": 2}),
+        (3, faster, {"a": 1, "b": 2}),
+        (3, replace(b, threads=1), {"a": 2, "b": 1}),
+        (1, replace(b, state=JobState.RUNNING), {"a": 0, "b": 1}),
+        (3, replace(b, state=JobState.FINISHED), {"a": 2}),
+    ):
+        first = share_out([a, b], 3 if cores == 4 else cores)
+        assert first == ({"a": 2, "b": 1} if cores > 1 else {"a": 1, "b": 0})
+        first["b"] = 9  # what a policy does to its answer is its own affair
+        assert share_out([a, changed], cores) == shares
+    both_run = [replace(job, state=JobState.RUNNING, cores=frozenset({1})) for job in (a, b)]
+    assert share_out(both_run, 1) == {"a": 1, "b": 0}
+    assert share_out([replace(both_run[0], state=JobState.WAITING), both_run[1]], 1) == {"a": 0, "b": 1}
+    assert share_out([b, a], 1) == {"a": 1, "b": 0}
+    assert share_out([replace(b, cores=frozenset({1})), replace(a, cores=frozenset({2}))], 1) == {"b": 1, "a": 0}
 
 
 def test_speed_up_from_measured_times():
