@@ -192,7 +192,7 @@ class Controller:
         more: list[Move] = []
         starts: list[Move] = []
         for name, job in self.jobs.items():
-            if not job.open(now_s):
+            if job.state in ENDED or not job.open(now_s):
                 continue
             cores = target.jobs.get(name)
             if job.state is JobState.WAITING:

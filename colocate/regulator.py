@@ -186,9 +186,12 @@ def malformed(plan: object) -> str:
         return f"decide() returned {type(plan).__name__}, not a Plan"
     if not isinstance(plan.jobs, Mapping) or not isinstance(plan.share, Set):
         return "jobs is no mapping, or share no set"
-    if odd := [name for name in (*plan.jobs, *plan.share) if not isinstance(name, str)]:
-        return f"{odd[0]!r} is no job's name"
+    for name in (*plan.jobs, *plan.share):
+        if type(name) is not str and not isinstance(name, str):
+            return f"{name!r} is no job's name"
     for name, count in (("memcached", plan.service), *plan.jobs.items()):
+        if type(count) is int and count >= 0:  # the usual case, quickly
+            continue
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             return f"{count!r} is no core count for {name}"
     return ""
@@ -200,6 +203,8 @@ def fitted(plan: Plan, view: View) -> Plan:
     A job that the plan leaves out keeps what it has, as far as there is something left.
     """
     left = view.total_cores - plan.service
+    if sum(plan.jobs.values()) <= left and all((j.state in ENDED) != (n in plan.jobs) for n, j in view.jobs.items()):
+        return plan
     wanted = dict(plan.jobs)
     for name, job in view.jobs.items():
         if job.state in ENDED:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import simpy
+from simpy.core import StopSimulation
 
 from colocate.cores import CoreSet
 from colocate.jobs import JobEvent, JobEventKind
@@ -84,7 +85,7 @@ class SimHost:
         self._pace = pace
         self._env = simpy.Environment()
         self._now_s = 0.0
-        self._wake: simpy.Event | None = None
+        self._timer: simpy.Event | None = None  # of the wait in progress
         self._change_s = math.inf  # when the machine's next change is queued for
         self._events: list[JobEvent] = []
         self._created: dict[str, int] = {}  # threads by job
@@ -141,10 +142,9 @@ class SimHost:
     def wait(self, until_s: float) -> None:
         """Let virtual time pass until then, or until something has happened to a job."""
         if not self._events and until_s > self._now_s:
-            self._wake = wake = self._env.event()
-            self._env.timeout(until_s - self._env.now).callbacks.append(lambda _: _ring(wake))
-            self._env.run(until=wake)
-            self._wake = None
+            self._timer = timer = self._env.timeout(until_s - self._env.now)
+            self._env.run(until=timer)
+            self._timer = None
             # The very number that was asked for, lest rounding makes the loop tick twice.
             self._advance(self._env.now if self._events else until_s)
         if self._pace is not None:
@@ -231,8 +231,10 @@ class SimHost:
 
     def _tell(self, name: str, kind: JobEventKind, code: int | None = None) -> None:
         self._events.append(JobEvent(name, kind, self._now_s, code))
-        if self._wake is not None:
-            _ring(self._wake)
+        if self._timer is not None:  # end the wait here, and let its timer pass without effect
+            self._timer.callbacks.clear()
+            self._timer = None
+            self._env.event().succeed().callbacks.append(StopSimulation.callback)
 
 
 @dataclass(slots=True)
@@ -241,11 +243,6 @@ class Starting:
 
     cores: CoreSet
     paused: bool = False
-
-
-def _ring(wake: simpy.Event) -> None:
-    if not wake.triggered:
-        wake.succeed()
 
 
 _NO_LIMIT: AbstractContextManager[None] = nullcontext()

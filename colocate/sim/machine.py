@@ -93,6 +93,7 @@ class Machine:
         cores: memcached's cores.
         shared: jobs that have only idle priority on memcached's cores.
         jobs: those that run or are paused, by name.
+        qps: the load that is offered now.
         state: memcached now; rates hold until `next_change_s`.
         latency_factor: by how much this interval's latencies are above the typical.
         backlog: requests that wait because memcached could not serve them when they came.
@@ -135,6 +136,7 @@ class Machine:
         self._busy: dict[int, float] = {}
         self._stale = True
         self._next_s = 0.0
+        self.qps: float
         self.state: ServiceState
         self._refresh()
 
@@ -216,7 +218,7 @@ class Machine:
             for core, share in rate.busy.items():
                 batch_busy[core] = batch_busy.get(core, 0.0) + share
         self.state = state = self._service.state(qps, count, self._around(running, rates, batch_busy))
-        self._qps = qps
+        self.qps = qps
         self._busy = {
             core: min(1.0, batch_busy.get(core, 0.0) + (busy_share if core in self.cores else 0.0))
             for core in self.topology.cores
@@ -265,7 +267,7 @@ class Machine:
         """Let the constant rates act for a while."""
         if dt_s <= 0:
             return
-        state, qps = self.state, self._qps
+        state, qps = self.state, self.qps
         backlogged = self.backlog > _EPSILON or qps > state.capacity_qps
         served = (state.capacity_qps if backlogged else qps) * dt_s
         if served:

@@ -52,7 +52,7 @@ class Sensors:
         machine, (seen_s, used_s, waited_s) = self._machine, self._seen
         cpu_cores = wait_us = wait_cores = _UNKNOWN
         if (dt_s := now_s - seen_s) > 0:
-            requests = max(1.0, machine.trace.qps(now_s) * dt_s)
+            requests = max(1.0, machine.qps * dt_s)
             stray = max(0.0, 1.0 + self._draw.gauss(0.0, 1.0) / math.sqrt(requests))
             cpu_cores = Signal(min(len(machine.cores), (machine.service_cpu_s - used_s) / dt_s * stray), 0.0, 1)
             wait_cores = Signal((machine.service_wait_s - waited_s) / dt_s * stray, 0.0, 1)
