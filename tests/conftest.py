@@ -9,6 +9,11 @@ from pathlib import Path
 
 import docker
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test fails for slowness alone: an emulated machine is slow.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

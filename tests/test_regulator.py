@@ -135,3 +135,12 @@ def test_whatever_a_policy_says_the_plan_can_be_carried_out(plans, floor, stale)
         if stale:
             assert plan.service >= len(cores)
         cores = frozenset(range(plan.service))
+
+
+def test_a_policy_that_goes_on_changing_its_plan_does_not_change_the_accepted_one():
+    jobs = {"a": 1, "b": 1}
+    asked = Regulator(Fixed(Plan(2, jobs)), Limits(), no_deadline)
+    accepted, _ = asked.plan(view(jobs=JOBS))
+    jobs["unknown"] = 1
+    assert accepted.jobs == {"a": 1, "b": 1}
+    assert asked.plan(view(jobs=JOBS))[0].jobs == {"a": 1, "b": 1}
