@@ -5,7 +5,7 @@ help:
 	@echo 'make check   tell what is there and what is missing; change nothing'
 	@echo 'make run     set up, then run the demo'
 	@echo 'make test    set up, then run the linters and the tests'
-	@echo 'make bench   set up, then measure what the controller costs and how fast it acts'
+	@echo 'make bench   set up, then measure what the controller costs, how fast it acts and how true the model is'
 
 setup:
 	scripts/setup_scheduler.sh
@@ -19,5 +19,8 @@ run:
 test:
 	scripts/setup_scheduler.sh test
 
+# RUNS=DIR: recorded runs to check the model against; CALIBRATION=DIR: their groups' own scans
 bench: setup
 	.venv/bin/python benchmarks/bench.py
+	.venv/bin/python benchmarks/sim_speed.py
+	.venv/bin/python benchmarks/validate_model.py $(if $(RUNS),--runs $(RUNS)) $(if $(CALIBRATION),--calibration $(CALIBRATION))
