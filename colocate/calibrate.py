@@ -61,6 +61,7 @@ class CalibrationSettings:
     jobs: str = "demo"
     runtime: RuntimeName = "docker"
     quick: bool = False
+    repeat: int | None = None
     busy_anyway: bool = False
     state_dir: Path | None = None
 
@@ -102,9 +103,10 @@ class Plan:
         )
 
 
-def plan(jobs: Sequence[JobSpec], cores: int, threads: int, *, quick: bool) -> Plan:
+def plan(jobs: Sequence[JobSpec], cores: int, threads: int, *, quick: bool, repeat: int | None = None) -> Plan:
     """What to measure on a machine of so many cores with so many threads of memcached."""
     repetitions, interval_s = (1, 1.0) if quick else (2, 2.0)
+    repetitions = repeat or repetitions
     loads = _FEW_LOADS if quick else LOADS
     widths = tuple(range(1, min(threads, cores) + 1))
     runs = {job.name: _runs(job, cores, quick=quick) for job in jobs}
@@ -153,6 +155,7 @@ class Calibrator:
     service: ServiceAffinity
     target: Target
     trials: Trials
+    monitor: ResourceMonitor
     _done_s: float = field(default=0.0)
     _report: Progress = field(default=lambda _what, _share: None)
 
@@ -199,6 +202,16 @@ class Calibrator:
         self._done_s += seconds
         self._report("calibrating", min(0.99, self._done_s / self.plan.total_s))
 
+    @contextmanager
+    def _watching(self, what: str) -> Iterator[list[float]]:
+        """Warn where other programs ran meanwhile; the block appends how many cores were busy for its own sake."""
+        explained: list[float] = []
+        self.monitor.cores()
+        yield explained
+        others = sum(use.busy + use.steal for use in self.monitor.cores().values()) - sum(explained)
+        if others > _QUIET_CORES:
+            self.warnings.append(f"{what}: other programs kept {others:.1f} cores busy meanwhile")
+
     def _narrow(self, width: int) -> CoreSet:
         """Memcached's cores: the lowest, so that the generator's is the last to be shared."""
         return frozenset(sorted(self.topology.cores)[:width])
@@ -217,7 +230,9 @@ class Calibrator:
                 )
         capacity = statistics.median(capacities)
         targets = [round(share * capacity) for share in self.plan.loads] * self.plan.repetitions
-        points = measure(self.target, targets, self.plan.interval_s, self._tick)
+        with self._watching(f"memcached on {width} cores") as explained:
+            points = measure(self.target, targets, self.plan.interval_s, self._tick)
+            explained.append(statistics.fmean(point.cpu_cores + point.generator_cores for point in points))
         good = [point for point in points if not point.late]
         if late := len(points) - len(good):
             self.warnings.append(f"{width} cores: {late} of {len(points)} points dropped: the generator was late")
@@ -261,7 +276,9 @@ class Calibrator:
         for _ in range(self.plan.repetitions):
             for job in self.jobs:
                 for threads, width in self.plan.runs[job.name]:
-                    seconds = self.trials.run(job, threads, _apart(self.topology, width), self._tick)
+                    with self._watching(f"{job.name} on {width} cores") as explained:
+                        seconds = self.trials.run(job, threads, _apart(self.topology, width), self._tick)
+                        explained.append(min(threads, width))
                     found.setdefault(job.name, {}).setdefault((threads, width), []).append(seconds)
         return found
 
@@ -299,14 +316,15 @@ def calibrator(settings: CalibrationSettings, progress: Progress = lambda _what,
         run_id = secrets.token_hex(4)
         kind: Callable[[str, Callable[[], None]], Runtime]
         kind = ContainerRuntime if settings.runtime == "docker" else ProcessRuntime
-        runtime = kind(run_id, rung.set)
+        runtime, monitor = kind(run_id, rung.set), ResourceMonitor(topology.cores)
         try:
             runtime.prepare(jobs, progress)
             state.write(Saved(run_id, boot_id(), runtime.name, "", service.to_json()))
             target = Target(ip, settings.port, service.process.pid, threads, max(topology.cores))
-            todo = plan(jobs, len(topology.cores), threads, quick=settings.quick)
-            yield Calibrator(todo, warnings, settings, jobs, topology, service, target, Trials(runtime, rung))
+            todo = plan(jobs, len(topology.cores), threads, quick=settings.quick, repeat=settings.repeat)
+            yield Calibrator(todo, warnings, settings, jobs, topology, service, target, Trials(runtime, rung), monitor)
         finally:
+            monitor.close()
             service.restore()
             if not runtime.close("stop", _CLOSE_S):
                 state.clear()

@@ -24,6 +24,7 @@ from colocate.sim.figures import CurveFigure, Figure
 from colocate.topology import Topology
 
 _LOW, _HIGH = 0.04, 0.3  # of what memcached answers at most with one request open a connection, as `colocate demo` has
+_SCALING = Figure(0.617, 0.514, 0.643, "not measured here: cca-2025's")
 _MOVES = ("pin", "resize", "pause", "resume", "create", "start", "notice")
 
 
@@ -130,18 +131,14 @@ def job_figures(runs: Mapping[tuple[int, int], Sequence[float]], topology: Topol
 
 
 def _service(measured: Measured, qps_min: float, qps_max: float, source: str) -> dict[str, Figure | CurveFigure]:
-    scans, one = measured.scans, measured.scans[1]
-    widest = scans[max(scans)]
-    capacity = {cores: statistics.median(scan.capacity_qps) for cores, scan in scans.items()}
-    grown = math.log(capacity[max(scans)] / capacity[1]) / math.log(max(scans)) if max(scans) > 1 else 1.0
-    scaling = min(1.0, max(0.0, grown))
+    one = measured.scans[1]
+    apart = len(measured.topology.cores) if measured.shared_with_generator else 0
+    scans = {cores: scan for cores, scan in measured.scans.items() if cores != apart}  # cores that are all its own
     full_us = [pair.disturbed.latency_us["p95"] for pair in measured.shared_full]
     full = measured.shared_full_capacity
-    logs = [math.log(qps / capacity[cores]) for cores, scan in scans.items() for qps in scan.capacity_qps]
-    between = math.sqrt(statistics.fmean(log * log for log in logs))
     not_measured = f"{source}: no SMT siblings, or not told apart from beside_batch"
     return {
-        "core_scaling": Figure(scaling, scaling, scaling, f"{source}, capacities on 1 and {widest.cores} cores"),
+        "core_scaling": _core_scaling(scans, source),
         **shape_figures(one, source),
         "beside_batch": beside_figure(measured.beside, f"{source}, each job beside memcached on 1 core"),
         "beside_sibling": Figure(0.0, 0.0, 0.0, not_measured),
@@ -152,8 +149,17 @@ def _service(measured: Measured, qps_min: float, qps_max: float, source: str) ->
         **wait_figures(scans, source),
         **cpu_figures(one, qps_min, qps_max, source),
         "interval_sd": interval_sd(one, source),
-        "machine_sd": Figure(between, 0.0, between, f"{source}, between climbs on this very machine"),
+        "machine_sd": Figure(0.0, 0.0, 0.0, "one machine: this one"),
     }
+
+
+def _core_scaling(scans: Mapping[int, Scan], source: str) -> Figure:
+    widest = max(scans)
+    if widest == 1:
+        return _SCALING
+    one, all_of_them = (statistics.median(scans[cores].capacity_qps) for cores in (1, widest))
+    scaling = min(1.0, max(0.0, math.log(all_of_them / one) / math.log(widest)))
+    return Figure(scaling, scaling, scaling, f"{source}, capacities on 1 and {widest} cores")
 
 
 def _description(measured: Measured) -> str:

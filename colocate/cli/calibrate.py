@@ -49,6 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--runtime", choices=("docker", "process"), default="docker", help="how jobs run (%(default)s)")
     add("--output", type=Path, default=Path("this-machine.toml"), metavar="FILE", help="(%(default)s)")
     add("--quick", action="store_true", help="fewer loads, nothing repeated: no spreads")
+    add("--repeat", type=options.count, metavar="N", help="repetitions of each load and job (2; with --quick 1)")
     add("--busy-anyway", action="store_true", help="measure although memcached serves a load")
     add("--state-dir", type=Path, metavar="DIR", help="where lock and recovery state lie (default /run/colocate)")
     add("--json", action="store_true", help="print the figures as JSON on standard output")
@@ -59,8 +60,8 @@ def calibrate_command(args: argparse.Namespace) -> int:
     """Measure and write; 1 if a job or the load failed on the way, with nothing written."""
     _check_writable(args.output)
     settings = CalibrationSettings(
-        args.memcached_ip, args.port, args.memcached_pid, args.jobs, args.runtime, args.quick, args.busy_anyway,
-        args.state_dir,
+        args.memcached_ip, args.port, args.memcached_pid, args.jobs, args.runtime, args.quick, args.repeat,
+        args.busy_anyway, args.state_dir,
     )  # fmt: skip
     console = Console(stderr=True)
 
