@@ -113,7 +113,7 @@ def _recorded(recording: Recording, slo: Slo) -> Summary:
 def _print_beside(told: Summary, policy: str, console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("", "recorded", "the same moves on the model", f"{policy} on the model"):
-        table.add_column(name, justify="left" if not name else "right")
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     recorded, model = told["recorded"], told["recorded_on_model"]
     for row, key, form in (
         ("makespan", "makespan_s", "{:.1f} s"),
