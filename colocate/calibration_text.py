@@ -24,7 +24,6 @@ from colocate.sim.figures import CurveFigure, Figure
 from colocate.topology import Topology
 
 _LOW, _HIGH = 0.04, 0.3  # of what memcached answers at most with one request open a connection, as `colocate demo` has
-_SCALING = Figure(0.617, 0.514, 0.643, "not measured here: cca-2025's")
 _MOVES = ("pin", "resize", "pause", "resume", "create", "start", "notice")
 
 
@@ -149,14 +148,14 @@ def _service(measured: Measured, qps_min: float, qps_max: float, source: str) ->
         **wait_figures(scans, source),
         **cpu_figures(one, qps_min, qps_max, source),
         "interval_sd": interval_sd(one, source),
-        "machine_sd": Figure(0.0, 0.0, 0.0, "one machine: this one"),
+        "machine_sd": Figure(0.0, 0.0, 0.0, f"{source}: one machine, this one"),
     }
 
 
 def _core_scaling(scans: Mapping[int, Scan], source: str) -> Figure:
     widest = max(scans)
     if widest == 1:
-        return _SCALING
+        return Figure(0.617, 0.514, 0.643, f"{source}: not measured here, cca-2025's")
     one, all_of_them = (statistics.median(scans[cores].capacity_qps) for cores in (1, widest))
     scaling = min(1.0, max(0.0, math.log(all_of_them / one) / math.log(widest)))
     return Figure(scaling, scaling, scaling, f"{source}, capacities on 1 and {widest} cores")
