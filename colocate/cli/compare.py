@@ -124,6 +124,8 @@ def _print(found: Comparison, console: Console) -> None:
     for kind, bound in found.oracle().items():
         told = {"exclusive": "whole cores", "sharing": "sharing    "}[kind]
         line(f"oracle, {told}  no makespan below {bound['lower_bound_s']:.1f} s, best found {bound['best_s']:.1f} s")
+    if lost := found.unwinnable_seeds():
+        line(f"in {lost} of {seeds} seeds the machine is so slow that no schedule was found that holds the SLO")
     for row in rows:
         for warning in _warnings(row, seeds):
             line(f"warning              {row.policy}: {warning}", "yellow")

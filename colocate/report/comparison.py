@@ -100,6 +100,10 @@ class Comparison:
             for kind in ("exclusive", "sharing")
         }
 
+    def unwinnable_seeds(self) -> int:
+        """Under how many loads even the oracle's schedule with whole cores breaks the SLO: a slow machine's."""
+        return sum(each["exclusive"].violations > 0 for each in self.oracles)
+
     def document(self) -> dict[str, object]:
         """As `--json` prints it."""
         rows = [
@@ -110,6 +114,7 @@ class Comparison:
             "scenario": self.scenario,
             "qps_interval_s": self.qps_interval_s,
             "seeds": len(self.oracles),
+            "unwinnable_seeds": self.unwinnable_seeds(),
             "difference_to": next(iter(self.outcomes)),
             "rows": rows,
             "oracle": self.oracle(),
