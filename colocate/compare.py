@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import re
 import signal
 import sys
@@ -101,7 +100,6 @@ def play(settings: SimSettings, contender: Contender, log_dir: Path) -> Outcome:
         UserError: the policy cannot be loaded, or left the program (`sys.exit`).
     """
     chosen = setup(settings)
-    random.seed(settings.seed)
     watch = _Watch()
     with tempfile.TemporaryDirectory(dir=log_dir) as folder:
         try:

@@ -84,7 +84,10 @@ def load_policy(text: str, settings: Iterable[str] = ()) -> Policy:
     for setting in settings:
         _set_option(policy, text, setting)
     if isinstance(policy, Policy):
-        policy.prepare()
+        try:
+            policy.prepare()
+        except Exception as error:  # the user's code, too
+            raise UserError(f"policy {text}: {type(error).__name__}: {error}", "mend its prepare()") from error
     return typing.cast(Policy, policy)
 
 

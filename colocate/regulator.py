@@ -82,6 +82,7 @@ class Regulator:
         self.policy = policy
         self.limits = limits
         self.strikes = 0
+        self.first_fault = ""  # of the policy
         self.counts: Counter[str] = Counter()
         self._deadline = deadline
         self._accepted = Plan(0)
@@ -103,6 +104,7 @@ class Regulator:
         except Exception as error:  # whatever a policy raises costs a strike, never the service
             nonsense = f"{type(error).__name__}: {error}"
         if nonsense:
+            self.first_fault = self.first_fault or nonsense
             intervene("strike", nonsense)
             plan = self._strike(view, intervene)
         elif impossible := self._impossible(plan, view):

@@ -16,7 +16,7 @@ from colocate.report.summary import Summary
 from colocate.report.suspicions import suspicions
 from colocate.sim.calibration import Calibration, calibration_names, load_calibration
 from colocate.sim.reenact import recorded_moves, reenact
-from colocate.sim.run import Setup
+from colocate.sim.run import SIMULATED, Setup
 from colocate.sim.traces import Trace
 from colocate.view import Slo
 
@@ -92,11 +92,17 @@ def read_recording(
 
 
 def calibration_of(recording: Recording, name: str | None) -> Calibration:
-    """The calibration asked for, else that of the recording's year."""
+    """The calibration asked for, else the one that a simulated run's log names, else that of the recording's year.
+
+    Raises:
+        UserError: there is none.
+    """
     if name is None:
-        year = recording.log.events[0].time.year
-        name = f"cca-{year}" if f"cca-{year}" in calibration_names() else ""
-        if not name:
+        events = recording.log.events
+        told = (e.comment for e in events if e.event == "custom" and e.comment.startswith(SIMULATED))
+        year = events[0].time.year
+        name = next(told, f"{SIMULATED}cca-{year}").removeprefix(SIMULATED)
+        if name.startswith("cca-") and name not in calibration_names():
             raise UserError(f"{recording.path}: there is no calibration for {year}", "name one by --scenario")
     return load_calibration(name)
 
@@ -110,6 +116,7 @@ def check_model(recording: Recording, calibration: Calibration, slo: Slo, *, spe
         slo: what counts as a violation.
         speed: how much more load this very machine carries than the typical one, where that was measured.
     """
+    calibration.check_jobs(e.job for e in recording.log.events if e.batch and e.event == "start")
     setup = Setup(calibration, (), recording.trace, slo, calibration.topology, recording.threads, speed=speed)
     machine = setup.machine()
     times = reenact(recorded_moves(recording.log.events, recording.log_zero_s), machine)

@@ -42,7 +42,7 @@ from colocate.move import OnExit
 from colocate.policy import load_policy
 from colocate.regulator import Limits
 from colocate.report.grade import Interval, grade, probed_intervals, reported_intervals
-from colocate.report.summary import Summary, summarize
+from colocate.report.summary import Summary, policy_faults, summarize
 from colocate.topology import Topology, read_topology
 from colocate.view import Slo
 
@@ -99,7 +99,7 @@ class Session:
     def run(self, show: Callable[[Controller], None] | None = None) -> Ending:
         """Run to the end; SIGINT, SIGTERM and SIGHUP end it in order."""
         self.begin_s = time.time()
-        with _signals(self.doorbell) as interrupted:
+        with signals(self.doorbell.ring) as interrupted:
             return run(
                 self.host,
                 self.controller,
@@ -134,7 +134,7 @@ class Session:
             exit_code=self._exit_code(ending),
             metrics=str(self.metrics.path),
             latency_source=source,
-            warnings=ending.problems,
+            warnings=(*ending.problems, *policy_faults(self.controller)),
         )
 
     def _intervals(self, load: Path | None) -> tuple[list[Interval], str | None]:
@@ -265,15 +265,15 @@ def _check_latency_file(path: Path | None) -> None:
 
 
 @contextmanager
-def _signals(doorbell: Doorbell) -> Iterator[Callable[[], int]]:
-    """Note the first of SIGINT, SIGTERM, SIGHUP; put the handlers back at the end."""
+def signals(ring: Callable[[], None] = lambda: None) -> Iterator[Callable[[], int]]:
+    """Note the first of SIGINT, SIGTERM, SIGHUP, and ring; put the handlers back at the end."""
     got: list[int] = []
 
     def handler(number: int, _frame: FrameType | None) -> None:
         if got:
             sys.stderr.write("colocate: already ending: jobs and cores are being put back\n")
         got.append(number)
-        doorbell.ring()
+        ring()
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [(number, signal.signal(number, handler)) for number in numbers]

@@ -13,13 +13,14 @@ from colocate.eventlog import parse
 from colocate.jobs import JobState, load_catalogue
 from colocate.metrics import metrics_path
 from colocate.report.grade import Grade, grade, reported_intervals
-from colocate.report.summary import Summary, summarize
+from colocate.report.summary import Summary, policy_faults, summarize
 from colocate.sim.calibration import load_calibration
 from colocate.sim.run import Setup, Simulated
 from colocate.sim.traces import load_trace
 from colocate.view import Slo
 
 LONGEST_S = 7200.0
+_SERVED = 0.95  # of what was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class SimSettings:
 
     scenario: str = "cca-2025"
     jobs: str | None = None
-    slo: Slo | None = None
+    slo_ms: float | None = None
+    percentile: float | None = None
     threads: int | None = None
     cores: CoreSet | None = None
     load: str = "waveform"
@@ -64,22 +66,23 @@ def setup(settings: SimSettings) -> Setup:
         raise UserError("one core cannot be shared out", "give --cores two or more")
     seed = settings.seed if settings.seed is not None else usual.qps_seed
     duration_s = settings.duration_s or LONGEST_S
+    interval_s = settings.qps_interval_s or usual.qps_interval_s
     trace = load_trace(
         settings.load,
         qps_min=_or(settings.qps_min, usual.qps_min),
         qps_max=_or(settings.qps_max, usual.qps_max),
-        interval_s=settings.qps_interval_s or usual.qps_interval_s,
+        interval_s=interval_s,
         seed=_or(settings.qps_seed, seed),
         targets=tuple(settings.qps_targets),
-        duration_s=duration_s,
+        duration_s=(duration_s // interval_s + 2) * interval_s,  # the last interval is reported whole
     )
     return Setup(
         calibration,
         load_catalogue(settings.jobs or usual.jobs),
         trace,
-        settings.slo or usual.slo,
+        Slo(settings.slo_ms or usual.slo.latency_ms, settings.percentile or usual.slo.percentile),
         topology,
-        settings.threads or usual.memcached_threads,
+        _or(settings.threads, usual.memcached_threads),
         None if settings.typical else seed,
         settings.period_s,
         duration_s,
@@ -127,8 +130,15 @@ def summary(run: Simulated, chosen: Setup, policy: str, load_path: Path | None) 
         exit_code=exit_code(run),
         metrics=str(metrics_path(run.log_path)),
         latency_source="the model",
-        warnings=(),
+        warnings=(*chosen.trace.warnings, *policy_faults(run.controller), *_unserved(run)),
     )
+
+
+def _unserved(run: Simulated) -> list[str]:
+    """A closed loop's percentile stays low while it is not served: that must be said."""
+    rows = run.load.rows
+    short = sum(row.qps < _SERVED * row.target for row in rows)
+    return [f"memcached served less than was asked of it in {short} of {len(rows)} intervals"] if short else []
 
 
 def _or(given: int | None, usual: int) -> int:

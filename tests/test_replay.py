@@ -102,6 +102,17 @@ def test_for_people_model_and_record_stand_side_by_side(recorded, capsys):
     assert "the same moves on the model" in capsys.readouterr().out
 
 
+def test_a_simulated_log_names_its_scenario(recorded, tmp_path):
+    """Its date does not: all simulated runs begin in 2026."""
+    done = colocate("simulate", "--scenario", "cca-2025", "--duration", "20s", "--log-dir", "logs", cwd=tmp_path)
+    assert done.returncode == 3
+    log = next(tmp_path.glob("logs/log*[0-9].txt"))
+    done = colocate("replay", str(log), "--check-model", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = colocate("replay", str(log), "--check-model", "--scenario", "cca-2026", cwd=tmp_path)
+    assert (done.returncode, "has no figures for the job" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -111,6 +122,7 @@ def test_for_people_model_and_record_stand_side_by_side(recorded, capsys):
         (lambda a: [a[0], *a[3:], "--policy", "static"], "replay --policy: no load"),
         (lambda a: [*a, "--policy", "static", "--jobs", "demo"], "is not in demo"),
         (lambda a: a, "one of the arguments"),
+        (lambda a: [*a, "--check-model", "--set", "x=1"], "--set and --jobs are a policy's"),
     ],
 )
 def test_bad_input_is_one_line(recorded, tmp_path, change, words):

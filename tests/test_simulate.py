@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from colocate.cli.main import main
 from colocate.eventlog import violations
 from tests.calibrations import JOBS, small_text
 from tests.live import colocate
+from tests.memcached_fixture import DEADLINE_S, eventually
 
 RAISING = """\
 from colocate.policy import Plan, Policy, View
@@ -81,6 +85,9 @@ def test_a_policy_that_raises_shows_in_a_simulated_run_as_in_a_live_one(scenario
     assert "RuntimeError%3A+out+of+ideas" in log
     assert "strike" in log
     assert summary["complete"] is True  # the safe policy took over
+    assert summary["warnings"] == [
+        "the policy failed 3 times, then the safe policy took over; at first: RuntimeError: out of ideas"
+    ]
 
 
 def test_duration_ends_a_run_before_its_jobs(scenario, tmp_path, capsys):
@@ -107,6 +114,55 @@ def test_the_options_of_the_load_are_followed(scenario, tmp_path, capsys):
     assert summary["cores"] == [0, 1, 2]
 
 
+def test_the_percentile_alone_leaves_the_scenarios_latency_and_the_other_way_round(scenario, tmp_path, capsys):
+    path = Path(scenario)
+    path.write_text(
+        path.read_text().replace("slo_ms = 0.8", "slo_ms = 1.5").replace("percentile = 95", "percentile = 90")
+    )
+    for options, promise in ((("--percentile", "99"), (1.5, 99)), (("--slo", "2ms"), (2.0, 90))):
+        summary = simulated(scenario, tmp_path / "logs", capsys, *options)
+        assert (summary["slo_ms"], summary["percentile"]) == promise
+
+
+def test_targets_are_those_of_their_interval_however_short_it_is(scenario, tmp_path, capsys):
+    targets = [1000 * n for n in range(1, 31)]
+    options = [word for target in targets for word in ("--qps-target", str(target))]
+    summary = simulated(scenario, tmp_path / "logs", capsys, "--qps-interval", "100ms", "--duration", "3s", *options)
+    assert list(mcperf.parse(Path(str(summary["mcperf"])).read_text()).targets[:30]) == targets
+
+
+def test_load_that_is_not_served_is_told(scenario, tmp_path, capsys):
+    summary = simulated(scenario, tmp_path / "logs", capsys, "--qps-target", "5000000", "--duration", "10s")
+    assert any("served less than was asked" in warning for warning in summary["warnings"])
+
+
+def test_the_last_interval_is_whole(scenario, tmp_path, capsys):
+    summary = simulated(
+        scenario, tmp_path / "logs", capsys, "--duration", "15s", "--qps-interval", "10", "--qps-target", "10000"
+    )
+    rows = mcperf.parse(Path(str(summary["mcperf"])).read_text()).rows
+    assert [row.qps for row in rows] == pytest.approx([10_000, 10_000], rel=1e-3)
+
+
+def test_a_signal_ends_a_run_in_order(scenario, tmp_path):
+    command = [
+        sys.executable, "-m", "colocate", "simulate", "--scenario", scenario, "--speed", "1", "--json",
+        "--log-dir", str(tmp_path / "logs"),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def log() -> str:
+        return "".join(path.read_text() for path in (tmp_path / "logs").glob("log*[0-9].txt"))
+
+    eventually(lambda: "start one" in log(), "a job starts")
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert json.loads(told)["exit_code"] == 130
+    assert "run+interrupted" in log()
+    assert violations(log()) == []
+
+
 def test_metrics_are_written_as_by_a_live_run(scenario, tmp_path, capsys):
     summary = simulated(scenario, tmp_path / "logs", capsys)
     records = [json.loads(line) for line in Path(str(summary["metrics"])).read_text().splitlines()]
@@ -125,6 +181,7 @@ def test_metrics_are_written_as_by_a_live_run(scenario, tmp_path, capsys):
         (("--jobs", "demo"), "has no figures for the job"),
         (("--speed", "0"), "no factor"),
         (("--set", "nonsense=1"), "no option 'nonsense'"),
+        (("--memcached-threads", "0"), "0 is too few"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(scenario, tmp_path, arguments, words):
@@ -146,6 +203,9 @@ def test_bad_input_is_one_line_and_writes_nothing(scenario, tmp_path, arguments,
         ("cpu_us = { value = 12.0 }", "", "service: cpu_us: missing"),
         ("[jobs.one]", "[jobs.one]\nhaste = { value = 1 }", "jobs.one: unknown figure 'haste'"),
         ("[moves]", "[moves", "not TOML"),
+        ("[[0, 1], [2, 3]]", "[[[1], 1]]", "are no cores of it"),
+        ("[[0, 1], [2, 3]]", "[[0, 1], [1, 2]]", "core 1 stands in two groups"),
+        ("qps_interval_s = 2.0", "qps_interval_s = 0", "qps_interval_s: 0 is no figure"),
     ],
 )
 def test_a_bad_calibration_names_the_file_and_the_figure(scenario, tmp_path, old, new, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from colocate.cli import options
 from colocate.cli.simulate import add_scenario_options, sim_settings
 from colocate.compare import compare, parse_contenders, parse_seeds
+from colocate.errors import UserError
 from colocate.report.comparison import Comparison, Row
 from colocate.report.confidence import Estimate
 from colocate.report.summary import to_json
@@ -51,7 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--policies", required=True, metavar="A,B,C", help="each NAME, FILE.py:CLASS or module:Class, with [options]")
     add("--seeds", default="20", metavar="N", help="1 to N, or such as 101-120 (%(default)s)")
     add_scenario_options(parser)
-    add("--workers", type=options.count, metavar="N", help="processes (one a core); the result is the same")
+    add("--workers", type=options.positive, metavar="N", help="processes (one a core); the result is the same")
     add("--picture", type=Path, metavar="FILE", help="violations against makespan, as .png or .svg")
     add("--csv", type=Path, metavar="FILE", help="write one line a run")
     add("--json", action="store_true", help="print one JSON document on standard output")
@@ -61,6 +63,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def compare_command(args: argparse.Namespace) -> int:
     """Compare; 0 even where a policy failed, which the table tells."""
     contenders, seeds = parse_contenders(args.policies), parse_seeds(args.seeds)
+    for path in (args.csv, args.picture):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.parent}", "make it, or give another")
     if args.picture:
         from colocate.report.pareto import check_picture  # matplotlib takes a quarter of a second to load
 
@@ -105,7 +110,7 @@ def _print(found: Comparison, console: Console) -> None:
             Text(row.policy),
             _seconds(row.makespan_s),
             _percent(row.slo_violation_ratio),
-            f"{row.over_oracle:.3f}" + (" (sharing)" if row.share else ""),
+            ("" if math.isnan(row.over_oracle) else f"{row.over_oracle:.3f}") + (" (sharing)" if row.share else ""),
             f"{row.core_moves_per_min:.1f}",
             f"{row.useful_cycles_ratio:.1%}",
         )
@@ -123,7 +128,8 @@ def _print(found: Comparison, console: Console) -> None:
     line("")
     for kind, bound in found.oracle().items():
         told = {"exclusive": "whole cores", "sharing": "sharing    "}[kind]
-        line(f"oracle, {told}  no makespan below {bound['lower_bound_s']:.1f} s, best found {bound['best_s']:.1f} s")
+        lower, best = (f"{value:.1f} s" if math.isfinite(value) else "none" for value in bound.values())
+        line(f"oracle, {told}  no makespan below {lower}, best found {best}")
     if lost := found.unwinnable_seeds():
         line(f"in {lost} of {seeds} seeds the machine is so slow that no schedule was found that holds the SLO")
     for row in rows:
@@ -153,11 +159,13 @@ def _table(*names: str) -> Table:
 
 
 def _seconds(value: Estimate, sign: str = "") -> str:
-    return f"{value.mean:{sign}.1f} ± {value.high - value.mean:.1f} s"
+    spread = "" if math.isnan(value.high) else f" ± {value.high - value.mean:.1f}"
+    return f"{value.mean:{sign}.1f}{spread} s"
 
 
 def _percent(value: Estimate, sign: str = "") -> str:
-    return f"{100 * value.mean:{sign}.2f} ± {100 * (value.high - value.mean):.2f} %"
+    spread = "" if math.isnan(value.high) else f" ± {100 * (value.high - value.mean):.2f}"
+    return f"{100 * value.mean:{sign}.2f}{spread} %"
 
 
 def _mark(value: Estimate) -> str:

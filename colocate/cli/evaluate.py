@@ -50,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_scenario_options(parser)
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="set an option of the policy; repeatable")
     add("--time-limit", type=options.seconds, default=_LIMITS.time_s, metavar="TIME", help="for all seeds (2m)")
-    add("--memory-limit", type=options.count, default=_LIMITS.memory_mb, metavar="MB", help="(%(default)s)")
+    add("--memory-limit", type=options.positive, default=_LIMITS.memory_mb, metavar="MB", help="(%(default)s)")
     add("--json", action="store_true", help="print one JSON document on standard output")
     parser.set_defaults(run=evaluate_command)
 

@@ -60,6 +60,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _positive(text: str) -> int:
+    value = _count(text)
+    if not value:
+        raise UserError("0 is too few", "give 1, 2, ...")
+    return value
+
+
 def _factor(text: str) -> float:
     try:
         value = float(text)
@@ -88,6 +95,7 @@ seconds = _checked(_seconds)
 latency_ms = _checked(_latency_ms)
 percentile = _checked(_percentile)
 count = _checked(_count)
+positive = _checked(_positive)
 factor = _checked(_factor)
 port = _checked(_port)
 cores = _checked(_cores)

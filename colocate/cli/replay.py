@@ -66,6 +66,8 @@ def replay_command(args: argparse.Namespace) -> int:
     usual = calibration.scenario.slo
     slo = Slo(args.slo or usual.latency_ms, args.percentile or usual.percentile)
     if args.check_model:
+        if args.set or args.jobs:
+            raise UserError("replay --check-model: --set and --jobs are a policy's", "leave them out, or give --policy")
         checked = check_model(recording, calibration, slo)
         if args.json:
             sys.stdout.write(to_json({"runs": [checked]}) + "\n")
@@ -124,7 +126,7 @@ def _print_beside(told: Summary, policy: str, console: Console) -> None:
         values = (recorded.get(key), model.get(key), told.get(key))
         table.add_row(row, *("" if value is None else form.format(value) for value in values))
     console.print("")
-    console.print(table)
+    console.print(table, soft_wrap=True)
 
 
 def _print_check(checked: Summary, slo: Slo, console: Console) -> None:

@@ -15,12 +15,13 @@ from colocate.cli import options
 from colocate.cli.progress import RunView
 from colocate.policy import load_policy
 from colocate.report.summary import print_summary, to_json
+from colocate.session import signals
 from colocate.sim.run import simulate
 from colocate.sim.traces import LOADS
 from colocate.simulation import SimSettings, setup, summary, write_load
-from colocate.view import Slo
 
 _DEFAULTS = SimSettings()
+_SLICE_S = 0.1  # so long a signal may wait
 _EPILOG = f"""\
 examples:
   colocate simulate                                           the graded run of 2025, `reactive`, in a second
@@ -53,7 +54,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--typical", action="store_true", help="a machine without chance; only the load is drawn")
     add("--speed", type=options.factor, metavar="X", help="play it at X times real time, with live progress")
     add("--log-dir", type=Path, default=Path("logs"), metavar="DIR", help="where event logs go (%(default)s)")
-    add("--config", type=Path, metavar="FILE", help="options from this file instead of ./colocate.toml")
     add("--json", action="store_true", help="print the summary as JSON on standard output")
     add("-v", "--verbose", action="store_true", help="tell every move and its reason")
     parser.set_defaults(run=simulate_command)
@@ -65,7 +65,7 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
     add("--scenario", default=_DEFAULTS.scenario, metavar="NAME", help="machine, jobs, SLO, load in one (%(default)s)")
     add("--jobs", metavar="CATALOGUE", help="other jobs: a catalogue's name or file")
     add("--cores", type=options.cores, metavar="LIST", help="the cores to share out, such as 0-2 (all)")
-    add("--memcached-threads", type=options.count, metavar="N", help="memcached's worker threads")
+    add("--memcached-threads", type=options.positive, metavar="N", help="memcached's worker threads")
     add("--slo", type=options.latency_ms, metavar="TIME", help="the promise, such as 0.8ms")
     add("--percentile", type=options.percentile, metavar="P", help="of the promise (95)")
     add("--interval", type=options.seconds, default=_DEFAULTS.period_s, metavar="TIME", help="the loop's period (50ms)")
@@ -80,14 +80,11 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
 
 def sim_settings(args: argparse.Namespace) -> SimSettings:
     """The settings of a simulated run from parsed options."""
-    slo = None
-    if args.slo is not None or args.percentile is not None:
-        usual = Slo()
-        slo = Slo(args.slo or usual.latency_ms, args.percentile or usual.percentile)
     return SimSettings(
         scenario=args.scenario,
         jobs=args.jobs,
-        slo=slo,
+        slo_ms=args.slo,
+        percentile=args.percentile,
         threads=args.memcached_threads,
         cores=args.cores,
         load=args.load,
@@ -111,13 +108,15 @@ def simulate_command(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         watched = args.speed is not None or args.verbose
         view = stack.enter_context(RunView(console, verbose=args.verbose)) if watched else None
+        interrupted = stack.enter_context(signals())
         run = simulate(
             chosen,
             policy,
             args.log_dir,
             metrics=True,
+            interrupted=interrupted,
             show=view.show if view else None,
-            pace=_pace(args.speed) if args.speed else None,
+            pace=_pace(args.speed, interrupted) if args.speed else None,
         )
     told = summary(run, chosen, args.policy, write_load(run))
     if args.json:
@@ -129,13 +128,12 @@ def simulate_command(args: argparse.Namespace) -> int:
     return code
 
 
-def _pace(speed: float) -> Callable[[float], None]:
+def _pace(speed: float, interrupted: Callable[[], int]) -> Callable[[float], None]:
     """Hold virtual time back to `speed` times real time."""
     begin_s = time.monotonic()
 
     def pace(now_s: float) -> None:
-        ahead_s = begin_s + now_s / speed - time.monotonic()
-        if ahead_s > 0:
-            time.sleep(ahead_s)
+        while (ahead_s := begin_s + now_s / speed - time.monotonic()) > 0 and not interrupted():
+            time.sleep(min(ahead_s, _SLICE_S))
 
     return pace

@@ -7,6 +7,7 @@ from them.
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -178,7 +179,11 @@ def _row(runs: Sequence[Outcome], first: Sequence[Outcome], oracles: Sequence[Ma
         share=share,
         makespan_s=estimate([run.makespan_s for run in runs]),
         slo_violation_ratio=estimate([run.slo_violation_ratio for run in runs], 0.0, 1.0),
-        over_oracle=statistics.fmean(run.end_s / each[kind].best_s for run, each in zip(runs, oracles, strict=True)),
+        over_oracle=(
+            statistics.fmean(run.end_s / each[kind].best_s for run, each in zip(runs, oracles, strict=True))
+            if all(run.complete for run in runs) and all(math.isfinite(each[kind].best_s) for each in oracles)
+            else math.nan  # a run that was cut off says nothing
+        ),
         core_moves_per_min=statistics.fmean(run.core_moves_per_min for run in runs),
         useful_cycles_ratio=statistics.fmean(run.useful_cycles_ratio for run in runs),
         makespan_difference_s=_paired(runs, first, lambda run: run.makespan_s),

@@ -28,15 +28,13 @@ _PLACES = (
 
 
 def check_picture(path: Path) -> None:
-    """Whether a picture can be written there.
+    """Whether it is a picture's name.
 
     Raises:
-        UserError: it is neither PNG nor SVG, or there is no such folder.
+        UserError: it is neither PNG nor SVG.
     """
     if path.suffix.lower() not in _FORMATS:
         raise UserError(f"{path}: no kind of picture that is known", "give a name that ends in .png or .svg")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}", "make it, or give another")
 
 
 def front(rows: Sequence[Row]) -> list[Row]:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from colocate.controller import Controller
 from colocate.metrics import finite
 from colocate.report.grade import Grade, Ratio, spread
 
@@ -60,6 +61,15 @@ def summarize(grade: Grade, jobs: Mapping[str, Mapping[str, object]], **facts: o
         "jobs": listed,
         "warnings": [*warnings, *grade.warnings],
     }
+
+
+def policy_faults(controller: Controller) -> tuple[str, ...]:
+    """What must be said of a policy that failed: how often, how it began, and who decided then."""
+    regulator = controller.regulator
+    if not regulator.strikes:
+        return ()
+    after = ", then the safe policy took over" if regulator.counts["fallback"] else ""
+    return (f"the policy failed {regulator.strikes} times{after}; at first: {regulator.first_fault}",)
 
 
 def to_json(summary: object) -> str:

@@ -7,7 +7,7 @@ those who measured it, and where it comes from. `[scenario]` names what a run th
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -60,6 +60,19 @@ class Calibration:
     service: ServiceFigures
     jobs: Mapping[str, JobFigures]
     delays: Delays
+
+    def check_jobs(self, names: Iterable[str]) -> None:
+        """Whether there are figures for these jobs.
+
+        Raises:
+            UserError: there are none for one of them.
+        """
+        for name in names:
+            if name not in self.jobs:
+                raise UserError(
+                    f"{self.name} has no figures for the job {name!r}",
+                    f"it knows {', '.join(sorted(self.jobs))}; name another, or `colocate calibrate` them",
+                )
 
 
 def calibration_names() -> list[str]:
@@ -127,12 +140,12 @@ def _table(value: object, where: str) -> Mapping[str, object]:
     return value
 
 
-def _number(table: Mapping[str, object], key: str, where: str) -> float:
+def _number(table: Mapping[str, object], key: str, where: str, least: float = 0.0) -> float:
     value = table.get(key)
     if isinstance(value, dict):
         value = value.get("value")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
-        raise UserError(f"{where}: {key}: {value!r} is no figure", "give a number from 0")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < float("inf"):
+        raise UserError(f"{where}: {key}: {value!r} is no figure", f"give a number from {least:g}")
     return float(value)
 
 
@@ -145,9 +158,11 @@ def _topology(table: Mapping[str, object], where: str) -> Topology:
     if not isinstance(groups, list):
         raise UserError(f"{where}: siblings: {groups!r} is no list", "write it like [[0, 1], [2, 3]]")
     for group in groups:
-        if not isinstance(group, list) or not set(group) <= flat.cores:
+        if not isinstance(group, list) or not all(isinstance(c, int) and c in flat.cores for c in group):
             raise UserError(f"{where}: siblings: {group!r} are no cores of it", "write it like [[0, 1], [2, 3]]")
         for core in group:
+            if len(siblings[core]) > 1:
+                raise UserError(f"{where}: siblings: core {core} stands in two groups", "name each core once")
             siblings[core] = frozenset(group)
     return Topology(flat.cores, siblings, flat.cache, flat.node)
 
@@ -159,11 +174,11 @@ def _scenario(table: Mapping[str, object], where: str) -> Scenario:
         raise UserError(f"{where}: jobs: {jobs!r} is no catalogue", "give its name or path")
     return Scenario(
         jobs=jobs,
-        slo=Slo(_number(table, "slo_ms", where), _number(table, "percentile", where)),
+        slo=Slo(_number(table, "slo_ms", where, 1e-3), min(99.99, _number(table, "percentile", where, 1.0))),
         memcached_threads=max(1, int(_number(table, "memcached_threads", where))),
         qps_min=int(_number(table, "qps_min", where)),
         qps_max=int(_number(table, "qps_max", where)),
-        qps_interval_s=_number(table, "qps_interval_s", where),
+        qps_interval_s=_number(table, "qps_interval_s", where, 0.01),
         qps_seed=int(_number(table, "qps_seed", where)),
         open_loop=table.get("open_loop") is True,
     )

@@ -131,6 +131,7 @@ class Machine:
         self._batch = batch
         self._noise = noise or Noise()
         self._mixture = Mixture()
+        self._offered = 0.0  # requests of this interval
         self._interval_end_s = trace.interval_s
         self.latency_factor = self._noise.interval(0)
         self._busy: dict[int, float] = {}
@@ -274,6 +275,7 @@ class Machine:
             self._mixture.add(self._behind() if backlogged else state.latency, served)
         if backlogged:
             self.backlog = max(0.0, self.backlog + qps * dt_s - served)
+        self._offered += qps * dt_s
         self.service_requests += served
         self.service_cpu_s += state.cpu_cores * dt_s
         self.service_wait_s += state.wait_cores * dt_s
@@ -290,12 +292,12 @@ class Machine:
 
     def _report(self) -> None:
         """A load interval is over."""
-        target = round(self.trace.qps(self._interval_end_s - self.trace.interval_s))
+        target = round(self._offered / self.trace.interval_s)
         achieved = self._mixture.requests / self.trace.interval_s
         self.rows.append(_scaled(self._mixture.row(achieved, target), self.latency_factor))
         self.latency_factor = self._noise.interval(len(self.rows))
-        self._mixture = Mixture()
-        self._interval_end_s += self.trace.interval_s
+        self._mixture, self._offered = Mixture(), 0.0
+        self._interval_end_s = (len(self.rows) + 1) * self.trace.interval_s  # a sum would drift from the trace's times
 
 
 def _scaled(row: mcperf.Row, factor: float) -> mcperf.Row:

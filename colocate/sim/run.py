@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +10,6 @@ from pathlib import Path
 
 from colocate import mcperf
 from colocate.controller import Controller
-from colocate.errors import UserError
 from colocate.eventlog import SchedulerLogger
 from colocate.jobs import JobSpec
 from colocate.loop import Ending, run
@@ -26,6 +26,7 @@ from colocate.topology import Topology
 from colocate.view import Slo
 
 BEGIN = datetime(2026, 1, 1)  # every simulated run begins then, so that the same seed gives the same bytes
+SIMULATED = "simulated on "  # so begins the remark in the log that names the calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,7 @@ class Setup:
         Raises:
             UserError: a job has no figures.
         """
-        for job in self.jobs:
-            if job.name not in self.calibration.jobs:
-                known = ", ".join(sorted(self.calibration.jobs))
-                raise UserError(
-                    f"{self.calibration.name} has no figures for the job {job.name!r}",
-                    f"it knows {known}; `colocate calibrate` measures others",
-                )
+        self.calibration.check_jobs(job.name for job in self.jobs)
         return Machine(
             self.trace, self.service(), self.batch(), self.topology, self.noise(),
             open_loop=self.calibration.scenario.open_loop,
@@ -133,9 +128,11 @@ def simulate(
         UserError: a job has no figures, or the log cannot be written.
     """
     machine = setup.machine()
+    random.seed(setup.seed)  # for policies that draw from Python's own stream
     host = SimHost(machine, setup.threads, setup.calibration.delays, setup.noise(), setup.slo.percentile, pace)
     controller = Controller(setup.jobs, policy, setup.topology, host.deadline, slo=setup.slo, limits=limits)
     log = SchedulerLogger(log_dir, clock=lambda: BEGIN, now_s=host.now)
+    log.custom_event("scheduler", f"{SIMULATED}{setup.calibration.name}")
     writer = MetricsWriter(metrics_path(log.path)) if metrics else None
     ending = run(
         host,
