@@ -36,7 +36,7 @@ from colocate.host.trial import Trials
 from colocate.jobs import JobSpec, load_catalogue
 from colocate.load.curves import Beside, Scan
 from colocate.load.generator import Load, capacity_qps, load_records
-from colocate.load.scan import STEP_S, Target, climb, measure
+from colocate.load.scan import STEP_S, Point, Target, climb, measure
 from colocate.session import RuntimeName
 from colocate.sim.service import LOADS
 from colocate.topology import Topology, read_topology
@@ -229,16 +229,20 @@ class Calibrator:
                     "carry more"
                 )
         capacity = statistics.median(capacities)
-        targets = [round(share * capacity) for share in self.plan.loads] * self.plan.repetitions
+        targets = [round(share * capacity) for share in self.plan.loads]
+        points: list[Point] = []
         with self._watching(f"memcached on {width} cores") as explained:
-            points = measure(self.target, targets, self.plan.interval_s, self._tick)
+            for _ in range(self.plan.repetitions):  # clients of its own each: the last load's backlog goes with them
+                points += measure(self.target, targets, self.plan.interval_s, self._tick)
             explained.append(statistics.fmean(point.cpu_cores + point.generator_cores for point in points))
-        good = [point for point in points if not point.late]
+        good = [point for point in points if not point.late and point.others_cores < _QUIET_CORES]
         if late := len(points) - len(good):
-            self.warnings.append(f"{width} cores: {late} of {len(points)} points dropped: the generator was late")
+            self.warnings.append(
+                f"{width} cores: {late} of {len(points)} points dropped: the generator was late, or others were busy"
+            )
         if len({point.target_qps for point in good}) < 2:
             raise UserError(
-                f"memcached on {width} cores: the load generator was late at nearly every load",
+                f"memcached on {width} cores: the load generator was late, or others were busy, at nearly every load",
                 "is the machine busy with other things? run it where nothing else does",
             )
         return Scan(self.target.threads, width, capacities, good, late)

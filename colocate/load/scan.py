@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from colocate.host.monitor import ResourceMonitor
 from colocate.load.generator import Generator, Interval, Load
 from colocate.load.output import late_reason
+from colocate.topology import read_topology
 
 KEPT_UP_US = 5_000.0  # a 95th percentile above this is a queue that grows
 STEP_S, STEPS = 1.0, 14  # of the climb to the capacity
@@ -30,6 +31,7 @@ class Point:
         wait_us: its run-queue delay a slice; None if there was no slice.
         generator_cores: CPU that the generator used.
         late: why the generator was too late for the latencies to be memcached's; empty if it was not.
+        others_cores: CPU that neither of the two used.
     """
 
     target_qps: int
@@ -40,6 +42,7 @@ class Point:
     generator_cores: float
     late: str
     lost: int
+    others_cores: float = 0.0
 
     @property
     def kept_up(self) -> bool:
@@ -72,16 +75,18 @@ def measure(
         realtime=True, cpu=target.generator_core,
     )  # fmt: skip
     points: list[Point] = []
-    monitor, own = ResourceMonitor(()), ResourceMonitor(())
+    monitor, own = ResourceMonitor(read_topology().cores), ResourceMonitor(())
     try:
         with Generator(load) as generator:
             monitor.service(target.pid)
             own.service(generator.pid)
+            monitor.cores()
             for interval in generator:
                 cpu, wait, _ = monitor.service(target.pid)
                 used, _, _ = own.service(generator.pid)
+                busy = sum(use.busy for use in monitor.cores().values())
                 if interval.interval > 0:  # the first one warms up
-                    points.append(_point(interval, cpu.value or 0.0, wait.value, used.value or 0.0))
+                    points.append(_point(interval, cpu.value or 0.0, wait.value, used.value or 0.0, busy))
                 done(interval_s)
     finally:
         monitor.close()
@@ -104,7 +109,7 @@ def climb(target: Target, from_qps: float, done: Callable[[float], None]) -> tup
     return points, False
 
 
-def _point(interval: Interval, cpu_cores: float, wait_us: float | None, generator_cores: float) -> Point:
+def _point(interval: Interval, cpu_cores: float, wait_us: float | None, generator_cores: float, busy: float) -> Point:
     return Point(
         target_qps=interval.target_qps,
         qps=interval.qps,
@@ -114,4 +119,5 @@ def _point(interval: Interval, cpu_cores: float, wait_us: float | None, generato
         generator_cores=generator_cores,
         late=late_reason(interval),
         lost=interval.lost,
+        others_cores=max(0.0, busy - cpu_cores - generator_cores),
     )
