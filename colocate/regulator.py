@@ -206,7 +206,7 @@ def fitted(plan: Plan, view: View) -> Plan:
     """
     left = view.total_cores - plan.service
     if sum(plan.jobs.values()) <= left and all((j.state in ENDED) != (n in plan.jobs) for n, j in view.jobs.items()):
-        return replace(plan, jobs=dict(plan.jobs))  # the policy may go on to change its own
+        return Plan(plan.service, dict(plan.jobs), plan.share, plan.reason)  # the policy may go on to change its own
     wanted = dict(plan.jobs)
     for name, job in view.jobs.items():
         if job.state in ENDED:
