@@ -224,7 +224,7 @@ def main() -> int:
         sets: dict[str, Callable[[Checked], bool]] = {
             "REPORTED half": lambda run: run.group not in FITTED | UNPINNED,
             "fitted half": lambda run: run.group in FITTED - UNPINNED,
-            **{g: (lambda run, g=g: run.group == g) for g in sorted(year_of)},  # type: ignore[misc]
+            **{g: (lambda run, g=g: run.group == g) for g in sorted(year_of)},  # type: ignore[misc]  # mypy cannot infer it
         }
         table = {name: figures([run for run in checked if belongs(run)]) for name, belongs in sets.items()}
         reported = [run for run in checked if sets["REPORTED half"](run)]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import psutil
 
@@ -81,7 +82,7 @@ class Trials:
                 if self._runtime.look().get(name) is None:
                     raise TrialError(f"{job.name} ended while moves were timed")
                 wanted = one if index % 2 == 0 else cores
-                self._time("resize", lambda wanted=wanted: self._runtime.resize(name, wanted), name)  # type: ignore[misc]
+                self._time("resize", partial(self._runtime.resize, name, wanted), name)
                 self._time("pause", lambda: self._runtime.pause(name), name)
                 self._time("resume", lambda: self._runtime.resume(name), name)
 

@@ -104,7 +104,8 @@ class ServiceFigures:
                 raise UserError(f"{where}: {name}: the quantiles are not ascending", "mend that figure")
         positive = {"cpu_us", "shared_full_p95_us", "shared_full_capacity"}
         figures = {name: figure(table, name, where, least=1e-6 if name in positive else 0.0) for name in single}
-        return cls(curves=tuple(_curve(c, f"{where}: curves[{i}]") for i, c in enumerate(curves)), **lists, **figures)  # type: ignore[arg-type]
+        measured = tuple(_curve(curve, f"{where}: curves[{index}]") for index, curve in enumerate(curves))
+        return cls(curves=measured, **lists, **figures)  # type: ignore[arg-type]  # each name has its kind of figure
 
 
 @dataclass(frozen=True, slots=True)
