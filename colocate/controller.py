@@ -18,7 +18,7 @@ from colocate.placement import Assignment, place
 from colocate.policy import Plan, Policy
 from colocate.regulator import Deadline, Intervention, Limits, Regulator
 from colocate.topology import Topology
-from colocate.view import History, Observation, ServiceView, Slo, View
+from colocate.view import History, Observation, Profile, ServiceView, Slo, View
 
 _QUIET_S = 10.0  # the same remark is not logged more often
 _SERIES = ("cpu_cores", "wait_us", "wait_cores", "qps", "latency_ms")
@@ -45,6 +45,7 @@ class Controller:
         slo: the promise.
         limits: the regulator's options.
         retries: how often a job that failed is started again.
+        profile: what a calibration knows of memcached on such a machine.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class Controller:
         slo: Slo | None = None,
         limits: Limits | None = None,
         retries: int = 1,
+        profile: Profile | None = None,
     ) -> None:
         self.entries: list[Entry] = []
         self.jobs = {spec.name: JobLife(spec, retries, self.entries.append) for spec in jobs}
         self.topology = topology
         self.slo = slo or Slo()
+        self.profile = profile
         self.regulator = Regulator(policy, limits or Limits(), deadline)
         self.service_cores: CoreSet = frozenset()
         self.counts: Counter[str] = Counter()
@@ -122,8 +125,15 @@ class Controller:
         for change in interventions:
             self.note("scheduler", change.rule, f"regulator: {change.rule}: {change.reason}")
         held = {name: job.wish_cores for name, job in self.jobs.items() if job.state in ACTIVE}
-        target = place(plan.service, plan.jobs, Assignment(self.service_cores, held), self.topology)
-        moves = self._moves(target, plan.reason)
+        target = place(
+            plan.service,
+            plan.jobs,
+            Assignment(self.service_cores, held),
+            self.topology,
+            sharers=self._sharers(plan) if plan.share else None,
+            spread=plan.spread,
+        )
+        moves = self._moves(target, plan)
         self.decision = Decision(view, plan, tuple(interventions), tuple(moves))
         return moves
 
@@ -162,6 +172,8 @@ class Controller:
             ),
             jobs={name: job.view(seen.time_s) for name, job in self.jobs.items()},
             series=self._history.series(),
+            can_share=seen.can_share,
+            profile=self.profile,
             memory_available_bytes=seen.memory_available_bytes,
             cpu_pressure=seen.cpu_pressure,
         )
@@ -183,9 +195,22 @@ class Controller:
         for job in self.jobs.values():
             job.abandon(why, now_s, stopped=stopped)
 
-    def _moves(self, target: Assignment, reason: str) -> list[Move]:
+    def _sharers(self, plan: Plan) -> dict[str, int]:
+        """Jobs that may use memcached's cores, each with how many of them it has threads for, in the plan's order."""
+        order = [*plan.jobs, *(name for name in self.jobs if name not in plan.jobs)]
+        return {
+            name: max(1, self._threads(name, plan) - plan.jobs.get(name, 0))
+            for name in order
+            if name in plan.share and self.jobs[name].state not in ENDED
+        }
+
+    def _threads(self, name: str, plan: Plan) -> int:
+        job = self.jobs[name]
+        return job.threads if job.asked_for else plan.threads.get(name, job.spec.threads)
+
+    def _moves(self, target: Assignment, plan: Plan) -> list[Move]:
         """From here to `target`: memcached's growth, creations, pauses and shrinks, its final set, the rest, starts."""
-        seen, now_s = self.seen, self.seen.time_s
+        seen, now_s, reason = self.seen, self.seen.time_s, plan.reason
         grow, shrink = self._pins(target.service, reason)
         create: list[Move] = []
         less: list[Move] = []
@@ -197,7 +222,8 @@ class Controller:
             cores = target.jobs.get(name)
             if job.state is JobState.WAITING:
                 if not job.asked_for:
-                    create.append(Move(MoveKind.CREATE, name, self.topology.cores, job.threads, "ahead of its start"))
+                    threads = self._threads(name, plan)
+                    create.append(Move(MoveKind.CREATE, name, self.topology.cores, threads, "ahead of its start"))
                 if cores and job.created and self._service_logged and seen.service.alive:
                     starts.append(Move(MoveKind.START, name, cores, job.threads, reason))
                 continue

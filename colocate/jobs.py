@@ -18,6 +18,7 @@ from colocate.errors import UserError
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 SUITES = tuple(suite + mark for suite in ("parsec", "splash2", "splash2x") for mark in "_-")  # no part of a job's name
+MOST_THREADS = 1024
 RESERVED = frozenset({"scheduler", "memcached"})  # names with a meaning of their own in the event log
 
 
@@ -171,8 +172,8 @@ def _parse_job(entry: object, path: Path, number: int) -> JobSpec:
     if not isinstance(words, list) or not words or not all(isinstance(w, str) and w for w in words):
         raise bad("command", "not a command", 'write it like "./run -n {threads}" or as a list of words')
     threads = entry.get("threads", 1)
-    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 1024:
-        raise bad("threads", f"{threads!r} is no thread count", "give a whole number from 1 to 1024")
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
+        raise bad("threads", f"{threads!r} is no thread count", f"give a whole number from 1 to {MOST_THREADS}")
     network = entry.get("network", "none")
     if not isinstance(network, str) or not network:
         raise bad("network", f"{network!r} is no network mode", 'write "none" or "bridge"')

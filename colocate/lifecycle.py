@@ -75,7 +75,8 @@ class JobLife:
         run_s = self._run_s + (max(0.0, now_s - self._since_s) if self._since_s is not None else 0.0)
         held = self.wish_cores if self.state in ACTIVE and not self.wish_paused else frozenset()
         cpu_cores = self._cpu_cores if self.state is JobState.RUNNING else None
-        facts = (self.spec, self.state, held, self.threads, cpu_cores, run_s, self.failures)
+        used_s = None if self._cpu_s is None else self._cpu_s[1]
+        facts = (self.spec, self.state, held, self.threads, cpu_cores, run_s, self.failures, used_s)
         if self._viewed is None or facts != self._viewed[0]:  # of a job that does not run nothing changes
             self._viewed = (facts, JobView(*facts))
         return self._viewed[1]

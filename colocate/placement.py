@@ -1,7 +1,9 @@
 """Counts to cores, moving as little as possible.
 
-Memcached keeps the cores it has; it grows onto free cores first, onto SMT siblings of its own before others, and
-shrinks by giving up siblings of cores that it does not have. A job keeps the cores it has as far as they are left.
+Memcached keeps the cores it has; it grows onto free cores first, and either onto SMT siblings of its own before others
+(whole cores) or onto cores whose siblings are not its own (spread). A job keeps the cores it has as far as they are
+left; jobs choose in the plan's order, the first the quietest core. Memcached's cores are dealt among the jobs that may
+share them.
 """
 
 from __future__ import annotations
@@ -15,13 +17,24 @@ from colocate.topology import Topology
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Who has which cores: disjoint sets, memcached's never empty once placed. A job without cores is left out."""
+    """Who has which cores, memcached's never empty once placed. A job without cores is left out.
+
+    The jobs' sets are disjoint from each other and from memcached's, but for what sharers have of memcached's cores.
+    """
 
     service: CoreSet = frozenset()
     jobs: Mapping[str, CoreSet] = field(default_factory=dict)
 
 
-def place(service: int, jobs: Mapping[str, int], current: Assignment, topology: Topology) -> Assignment:
+def place(
+    service: int,
+    jobs: Mapping[str, int],
+    current: Assignment,
+    topology: Topology,
+    *,
+    sharers: Mapping[str, int] | None = None,
+    spread: bool = False,
+) -> Assignment:
     """Choose cores for core counts.
 
     Args:
@@ -29,6 +42,8 @@ def place(service: int, jobs: Mapping[str, int], current: Assignment, topology: 
         jobs: count by job; together with memcached's at most all.
         current: where everybody is now; cores outside the topology are forgotten.
         topology: the managed cores.
+        sharers: jobs that may also run on memcached's cores, each with how many of them it has use for (1 or more).
+        spread: whether memcached gets one thread of each physical core first.
 
     Raises:
         ValueError: more is asked for than there is.
@@ -36,10 +51,12 @@ def place(service: int, jobs: Mapping[str, int], current: Assignment, topology: 
     asked = service + sum(jobs.values())
     if service < 1 or asked > len(topology.cores):
         raise ValueError(f"{service} + {dict(jobs)} cores do not fit into {len(topology.cores)}")
+    sharers = sharers or {}
     kept = {job: current.jobs.get(job, frozenset()) for job, count in jobs.items() if count}
     everybody = current.service.union(*kept.values())
     if (
-        len(current.service) == service
+        not sharers
+        and len(current.service) == service
         and [*map(len, kept.values())] == [count for count in jobs.values() if count]
         and len(everybody) == asked  # disjoint
         and everybody <= topology.cores
@@ -47,31 +64,33 @@ def place(service: int, jobs: Mapping[str, int], current: Assignment, topology: 
         return Assignment(current.service, kept)  # the usual case, and what the search below would find
     held = {job: current.jobs.get(job, frozenset()) & topology.cores for job in jobs}
     taken = frozenset().union(*(cores for job, cores in held.items() if jobs[job]))
-    own = _place_service(service, current.service & topology.cores, taken, topology)
+    own = _place_service(service, current.service & topology.cores, taken, topology, spread=spread)
 
     free = topology.cores - own
     placed: dict[str, CoreSet] = {}
     for job, count in jobs.items():  # first everybody keeps what they may
-        placed[job] = _nearest(count, held[job] & free, held[job], own, topology)
+        placed[job] = _nearest(count, held[job] & free, held[job], own, topology, spread=spread)
         free -= placed[job]
     for job, count in jobs.items():  # then the shortages are filled
-        more = _nearest(count - len(placed[job]), free, placed[job], own, topology)
+        more = _nearest(count - len(placed[job]), free, placed[job], own, topology, spread=spread)
         placed[job] |= more
         free -= more
+    for job, cores in _deal(sharers, own, current.jobs).items():
+        placed[job] = placed.get(job, frozenset()) | cores
     return Assignment(own, {job: cores for job, cores in placed.items() if cores})
 
 
-def _place_service(count: int, has: CoreSet, taken: CoreSet, topology: Topology) -> CoreSet:
+def _place_service(count: int, has: CoreSet, taken: CoreSet, topology: Topology, *, spread: bool) -> CoreSet:
     own = set(has)
     while len(own) > count:
-        # Give up a core whose sibling a job may hold already, the highest id first.
-        own.remove(max(own, key=lambda c: (len(topology.siblings[c] - own), c)))
+        # Give up a core whose sibling a job may hold already (spread: one whose sibling stays), the highest id first.
+        own.remove(max(own, key=lambda c: ((len(topology.siblings[c] - own) > 0) != spread, c)))
     while len(own) < count:
         own.add(
             min(
                 topology.cores - own,
                 key=lambda c: (
-                    not topology.siblings[c] & own,  # beside a core it has: no job shares that pipeline
+                    bool(topology.siblings[c] & own) == spread,  # whole cores: no job shares a pipeline with it
                     c in taken,
                     min((topology.node[c] != topology.node[o] for o in own), default=False),
                     c,
@@ -81,12 +100,39 @@ def _place_service(count: int, has: CoreSet, taken: CoreSet, topology: Topology)
     return frozenset(own)
 
 
-def _nearest(count: int, free: CoreSet, to: CoreSet, service: CoreSet, topology: Topology) -> CoreSet:
-    """`count` of the free cores (fewer if there are fewer): near to `to`, and not beside memcached if possible."""
+def _nearest(
+    count: int, free: CoreSet, to: CoreSet, service: CoreSet, topology: Topology, *, spread: bool
+) -> CoreSet:
+    """`count` of the free cores (fewer if there are fewer), near to `to`.
+
+    Where memcached is spread, the cores beside it are the quiet ones; otherwise they are left alone if possible.
+    """
 
     def distance(core: int) -> tuple[bool, bool, int, int]:
         beside_service = bool(topology.siblings[core] & service)
         cache_shared = bool(topology.cache[core] & to)
-        return beside_service, not cache_shared, -len(topology.siblings[core] & to), core
+        return beside_service != spread, not cache_shared, -len(topology.siblings[core] & to), core
 
     return frozenset(sorted(free, key=distance)[: max(0, count)])
+
+
+def _deal(sharers: Mapping[str, int], own: CoreSet, held: Mapping[str, CoreSet]) -> dict[str, CoreSet]:
+    """Memcached's cores among the sharers: none has to stand in a queue behind another while a core is free of jobs.
+
+    Each keeps what it has and gets as many as it can use while there are some; one that would get none shares the least
+    crowded. What is left over is everybody's, so that a thread can go where memcached rests.
+    """
+    hands: dict[str, CoreSet] = {}
+    free = own
+    for job, want in sharers.items():
+        hands[job] = frozenset(sorted(held.get(job, frozenset()) & free)[:want])
+        free -= hands[job]
+    for job, want in sharers.items():
+        more = frozenset(sorted(free)[: max(0, want - len(hands[job]))])
+        hands[job] |= more
+        free -= more
+    for job, cores in hands.items():
+        if not cores:
+            crowd = {core: sum(core in others for others in hands.values()) for core in own}
+            hands[job] = frozenset({min(own, key=lambda core: (crowd[core], core))})
+    return {job: cores | free for job, cores in hands.items()}

@@ -18,10 +18,10 @@ from pathlib import Path
 from colocate.errors import UserError
 from colocate.jobs import ACTIVE, ENDED, JobSpec, JobState
 from colocate.packing import share_out, speedup
-from colocate.view import CoreUse, JobView, ServiceView, Signal, Slo, View, Window
+from colocate.view import CoreUse, JobView, Profile, ServiceView, Signal, Slo, View, Window
 
 __all__ = [
-    "ACTIVE", "ENDED", "CoreUse", "JobSpec", "JobState", "JobView", "Plan", "Policy", "ServiceView", "Signal", "Slo",
+    "ACTIVE", "ENDED", "CoreUse", "JobSpec", "JobState", "JobView", "Plan", "Policy", "Profile", "ServiceView", "Signal", "Slo",
     "View", "Window", "load_policy", "policy_names", "share_out", "speedup",
 ]  # fmt: skip
 
@@ -37,14 +37,20 @@ class Plan:
         service: memcached's core count.
         jobs: core count by job. 0 pauses a started job; a job that waits starts when it first gets a core; a job
             left out keeps what it has if it has started.
-        share: jobs that may also run on memcached's cores, at idle priority only.
+        share: jobs that may also run on memcached's cores, at idle priority only; one with no core of its own then
+            runs there alone. Memcached's cores are dealt among them in this plan's order of jobs.
         reason: why, in a few words, for the log.
+        threads: thread counts of jobs whose containers are not made yet; a job left out gets its catalogue's.
+        spread: memcached gets one thread of each physical core before it gets a second one of any. Jobs lose less to
+            a sibling that is half idle, and memcached shares pipelines with them. Otherwise it gets whole cores first.
     """
 
     service: int
     jobs: Mapping[str, int] = field(default_factory=dict)
     share: frozenset[str] = frozenset()
     reason: str = ""
+    threads: Mapping[str, int] = field(default_factory=dict)
+    spread: bool = False
 
 
 class Policy(ABC):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from colocate.jobs import ENDED
+from colocate.jobs import ENDED, MOST_THREADS
 from colocate.policy import Plan, Policy, View, share_out
 
 
@@ -131,8 +131,8 @@ class Regulator:
     def _impossible(self, plan: Plan, view: View) -> str:
         """Why a well-formed plan cannot be carried out; empty if it can."""
         jobs = view.jobs
-        if not (jobs.keys() >= plan.jobs.keys() and jobs.keys() >= plan.share):
-            return f"no job {min((plan.jobs.keys() | plan.share) - jobs.keys())!r}"
+        if not (jobs.keys() >= plan.jobs.keys() and jobs.keys() >= plan.share and jobs.keys() >= plan.threads.keys()):
+            return f"no job {min((plan.jobs.keys() | plan.share | plan.threads.keys()) - jobs.keys())!r}"
         wanted = plan.service + sum(plan.jobs.values())
         if wanted > view.total_cores:  # what is wanted for a job that has ended does not count
             wanted -= sum(n for job, n in plan.jobs.items() if jobs[job].state in ENDED)
@@ -140,9 +140,9 @@ class Regulator:
             return f"{wanted} cores wanted, there are {view.total_cores}"
         return "" if plan.service else "no core for memcached"
 
-    def _unshared(self, plan: Plan, _: View) -> tuple[Plan, str] | None:
-        """Sharing needs a host that can set idle priority where the two compete; none can yet."""
-        if not plan.share:
+    def _unshared(self, plan: Plan, view: View) -> tuple[Plan, str] | None:
+        """Sharing needs a host that has proved idle priority where the two compete."""
+        if not plan.share or view.can_share:
             return None
         return replace(plan, share=frozenset()), "this host cannot share memcached's cores: exclusive cores only"
 
@@ -186,9 +186,9 @@ def malformed(plan: object) -> str:
     """Why this is no plan at all; empty if it is one."""
     if not isinstance(plan, Plan):
         return f"decide() returned {type(plan).__name__}, not a Plan"
-    if not isinstance(plan.jobs, Mapping) or not isinstance(plan.share, Set):
-        return "jobs is no mapping, or share no set"
-    for name in (*plan.jobs, *plan.share):
+    if not (isinstance(plan.jobs, Mapping) and isinstance(plan.share, Set) and isinstance(plan.threads, Mapping)):
+        return "jobs or threads is no mapping, or share no set"
+    for name in (*plan.jobs, *plan.share, *plan.threads):
         if type(name) is not str and not isinstance(name, str):
             return f"{name!r} is no job's name"
     for name, count in (("memcached", plan.service), *plan.jobs.items()):
@@ -196,6 +196,9 @@ def malformed(plan: object) -> str:
             continue
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             return f"{count!r} is no core count for {name}"
+    for name, count in plan.threads.items():
+        if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_THREADS:
+            return f"{count!r} is no thread count for {name}"
     return ""
 
 
@@ -206,7 +209,8 @@ def fitted(plan: Plan, view: View) -> Plan:
     """
     left = view.total_cores - plan.service
     if sum(plan.jobs.values()) <= left and all((j.state in ENDED) != (n in plan.jobs) for n, j in view.jobs.items()):
-        return Plan(plan.service, dict(plan.jobs), plan.share, plan.reason)  # the policy may go on to change its own
+        # A copy, as the policy may go on to change its own; by position, since this is done at every tick.
+        return Plan(plan.service, dict(plan.jobs), plan.share, plan.reason, plan.threads, plan.spread)
     wanted = dict(plan.jobs)
     for name, job in view.jobs.items():
         if job.state in ENDED:

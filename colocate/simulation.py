@@ -33,6 +33,7 @@ class SimSettings:
         seed: of the load and of all that is random on the machine.
         qps_seed: of the load alone.
         typical: a machine without chance.
+        share: whether jobs can be given idle priority on memcached's cores.
     """
 
     scenario: str = "cca-2025"
@@ -49,6 +50,7 @@ class SimSettings:
     qps_targets: Sequence[int] = ()
     seed: int | None = None
     typical: bool = False
+    share: bool = True
     period_s: float = 0.05
     duration_s: float | None = None
 
@@ -86,6 +88,7 @@ def setup(settings: SimSettings) -> Setup:
         None if settings.typical else seed,
         settings.period_s,
         duration_s,
+        share=settings.share,
     )
 
 

@@ -106,6 +106,7 @@ class Observation:
         service: memcached.
         jobs: what the kernel says of jobs; empty when it was not asked this time.
         events: what has happened since the last observation, in order.
+        can_share: whether jobs on memcached's cores have only idle priority there (proved on this machine).
         memory_available_bytes: `MemAvailable`; None if unknown.
         cpu_pressure: share of the last 10 s in which some task waited for a core; None without PSI.
     """
@@ -115,8 +116,30 @@ class Observation:
     service: ServiceSample
     jobs: Mapping[str, JobSample] = field(default_factory=dict)
     events: tuple[JobEvent, ...] = ()
+    can_share: bool = False
     memory_available_bytes: int | None = None
     cpu_pressure: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a calibration knows beforehand of memcached on a machine of this type; this very one may be otherwise.
+
+    Attributes:
+        holds_qps: the highest load at which the SLO holds, by memcached's core count, with nothing beside.
+        cpu_us: CPU that a request costs.
+        machine_sd: log standard deviation of the capacity between machines of the type.
+        beside_batch: by what share requests get slower when the other cores are full of batch work.
+        beside_sibling: the same for batch work on all SMT siblings of its cores.
+        shared_idle: the same for batch work at idle priority on all its own cores.
+    """
+
+    holds_qps: Mapping[int, float]
+    cpu_us: float
+    machine_sd: float = 0.0
+    beside_batch: float = 0.0
+    beside_sibling: float = 0.0
+    shared_idle: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +237,7 @@ class JobView:
         cpu_cores: CPU it used since the last observation, in cores.
         run_s: seconds it has run, pauses left out.
         failures: how often it has failed.
+        cpu_s: CPU seconds used since its start; None while unknown.
     """
 
     spec: JobSpec
@@ -223,6 +247,7 @@ class JobView:
     cpu_cores: float | None
     run_s: float
     failures: int = 0
+    cpu_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -242,6 +267,8 @@ class View:
         service: memcached.
         jobs: every job of the run, in the order of its catalogue.
         series: history by name: `cpu_cores`, `wait_us`, `wait_cores`, `qps`, `latency_ms`.
+        can_share: whether a plan may name jobs in `share`; where it is False they get exclusive cores only.
+        profile: what a calibration knows of memcached here; None without one.
         memory_available_bytes: `MemAvailable`; None if unknown.
         cpu_pressure: share of time in which some task waited for a core, 10 s average; None without PSI.
     """
@@ -253,6 +280,8 @@ class View:
     service: ServiceView
     jobs: Mapping[str, JobView]
     series: Mapping[str, Series] = field(default_factory=dict)
+    can_share: bool = False
+    profile: Profile | None = None
     memory_available_bytes: int | None = None
     cpu_pressure: float | None = None
 

@@ -70,6 +70,7 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
     add("--percentile", type=options.percentile, metavar="P", help="of the promise (95)")
     add("--interval", type=options.seconds, default=_DEFAULTS.period_s, metavar="TIME", help="the loop's period (50ms)")
     add("--duration", type=options.seconds, metavar="TIME", help="end after this long even if jobs are left (2h)")
+    add("--no-share", action="store_true", help="a host on which jobs cannot share memcached's cores")
     add("--load", default=_DEFAULTS.load, metavar="LOAD", help="waveform (%(default)s), a shape, or a file: see below")
     add("--qps-interval", type=options.seconds, metavar="TIME", help="length of a load interval")
     add("--qps-min", type=options.count, metavar="N", help="least load")
@@ -95,6 +96,7 @@ def sim_settings(args: argparse.Namespace) -> SimSettings:
         qps_targets=args.qps_target,
         seed=getattr(args, "seed", None),
         typical=getattr(args, "typical", False),
+        share=not args.no_share,
         period_s=args.interval,
         duration_s=args.duration,
     )

@@ -63,6 +63,7 @@ class SimHost:
         noise: its seed feeds the delays and the samples.
         percentile: of the latency that the probe tells.
         pace: called with the virtual time before each wait ends, for whoever wants to watch at a human speed.
+        share: whether jobs have only idle priority where they meet memcached.
     """
 
     def __init__(
@@ -73,15 +74,18 @@ class SimHost:
         noise: Noise,
         percentile: float = 95.0,
         pace: Callable[[float], None] | None = None,
+        *,
+        share: bool = True,
     ) -> None:
         self.machine = machine
+        self._share = share
         self._threads = threads
         self._delays = delays
         self._holding_up = {
             MoveKind.RESIZE: delays.resize, MoveKind.PAUSE: delays.pause, MoveKind.RESUME: delays.resume
         }  # fmt: skip
         self._draw = noise.stream("delays")
-        self._sensors = Sensors(machine, threads, noise, percentile)
+        self._sensors = Sensors(machine, threads, noise, percentile, can_share=share)
         self._pace = pace
         self._env = simpy.Environment()
         self._now_s = 0.0
@@ -215,6 +219,8 @@ class SimHost:
         wish = self._starting.pop(name, None)
         if wish is None:
             return
+        if self._share:
+            self.machine.share(self.machine.shared | {name})
         self.machine.start(name, self._created[name], wish.cores)
         self._tell(name, JobEventKind.STARTED)
         if wish.paused:

@@ -20,10 +20,11 @@ from colocate.sim.batch import BatchModel
 from colocate.sim.calibration import Calibration
 from colocate.sim.host import SimHost
 from colocate.sim.machine import Machine, Noise
+from colocate.sim.profile import profile
 from colocate.sim.service import ServiceModel
 from colocate.sim.traces import Trace
 from colocate.topology import Topology
-from colocate.view import Slo
+from colocate.view import Profile, Slo
 
 BEGIN = datetime(2026, 1, 1)  # every simulated run begins then, so that the same seed gives the same bytes
 SIMULATED = "simulated on "  # so begins the remark in the log that names the calibration
@@ -38,6 +39,7 @@ class Setup:
         threads: memcached's.
         seed: of all that is random on the machine; None is a machine without chance, typical in all.
         speed: how much more load this very machine carries than the typical one.
+        share: whether jobs can be given idle priority on memcached's cores.
         duration_s: the run ends then even if jobs are left.
     """
 
@@ -51,6 +53,7 @@ class Setup:
     period_s: float = 0.05
     duration_s: float = 7200.0
     speed: float = 1.0
+    share: bool = True
 
     def noise(self) -> Noise:
         """What is random in it."""
@@ -67,6 +70,10 @@ class Setup:
     def service(self) -> ServiceModel:
         """Memcached on this very machine."""
         return ServiceModel(self.calibration.service, self.threads, self.speed * self.noise().speed())
+
+    def profile(self) -> Profile:
+        """What a policy is told of memcached beforehand."""
+        return profile(self.calibration.service, self.threads, self.slo, len(self.topology.cores))
 
     def batch(self) -> BatchModel:
         """The jobs' model."""
@@ -129,8 +136,12 @@ def simulate(
     """
     machine = setup.machine()
     random.seed(setup.seed)  # for policies that draw from Python's own stream
-    host = SimHost(machine, setup.threads, setup.calibration.delays, setup.noise(), setup.slo.percentile, pace)
-    controller = Controller(setup.jobs, policy, setup.topology, host.deadline, slo=setup.slo, limits=limits)
+    host = SimHost(
+        machine, setup.threads, setup.calibration.delays, setup.noise(), setup.slo.percentile, pace, share=setup.share
+    )
+    controller = Controller(
+        setup.jobs, policy, setup.topology, host.deadline, slo=setup.slo, limits=limits, profile=setup.profile()
+    )
     log = SchedulerLogger(log_dir, clock=lambda: BEGIN, now_s=host.now)
     log.custom_event("scheduler", f"{SIMULATED}{setup.calibration.name}")
     writer = MetricsWriter(metrics_path(log.path)) if metrics else None

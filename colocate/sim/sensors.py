@@ -33,9 +33,13 @@ class Sensors:
         threads: memcached's worker threads.
         noise: its seed feeds the samples.
         percentile: of the latency that the probe tells.
+        can_share: what is said of sharing.
     """
 
-    def __init__(self, machine: Machine, threads: int, noise: Noise, percentile: float) -> None:
+    def __init__(
+        self, machine: Machine, threads: int, noise: Noise, percentile: float, *, can_share: bool = True
+    ) -> None:
+        self._can_share = can_share
         self._machine = machine
         self._threads = threads
         self._draw = noise.stream("samples")
@@ -82,6 +86,7 @@ class Sensors:
             ),
             jobs,
             events,
+            self._can_share,
         )
 
     def _look(self, now_s: float) -> None:
