@@ -21,8 +21,8 @@ from colocate.packing import share_out, speedup
 from colocate.view import CoreUse, JobView, Profile, ServiceView, Signal, Slo, View, Window
 
 __all__ = [
-    "ACTIVE", "ENDED", "CoreUse", "JobSpec", "JobState", "JobView", "Plan", "Policy", "Profile", "ServiceView", "Signal",
-    "Slo", "View", "Window", "load_policy", "policy_names", "share_out", "speedup",
+    "ACTIVE", "ENDED", "CoreUse", "JobSpec", "JobState", "JobView", "Plan", "Policy", "Profile", "ServiceView",
+    "Signal", "Slo", "View", "Window", "load_policy", "policy_names", "share_out", "speedup",
 ]  # fmt: skip
 
 GROUP = "colocate.policies"
