@@ -17,12 +17,14 @@ from pathlib import Path
 
 from colocate.errors import UserError
 from colocate.jobs import ACTIVE, ENDED, JobSpec, JobState
-from colocate.packing import share_out, speedup
-from colocate.view import CoreUse, JobView, Profile, ServiceView, Signal, Slo, View, Window
+from colocate.packing import Packer, Packing, share_out, speedup
+from colocate.sizing import Setting, Sizing
+from colocate.view import CoreUse, JobView, LoadPoint, Profile, ServiceView, Signal, Slo, View, Window
 
 __all__ = [
-    "ACTIVE", "ENDED", "CoreUse", "JobSpec", "JobState", "JobView", "Plan", "Policy", "Profile", "ServiceView",
-    "Signal", "Slo", "View", "Window", "load_policy", "policy_names", "share_out", "speedup",
+    "ACTIVE", "ENDED", "CoreUse", "JobSpec", "JobState", "JobView", "LoadPoint", "Packer", "Packing", "Plan", "Policy",
+    "Profile", "ServiceView", "Setting", "Signal", "Sizing", "Slo", "View", "Window", "load_policy", "policy_names",
+    "share_out", "speedup",
 ]  # fmt: skip
 
 GROUP = "colocate.policies"

@@ -80,7 +80,7 @@ def setup(settings: SimSettings) -> Setup:
     )
     return Setup(
         calibration,
-        load_catalogue(settings.jobs or usual.jobs),
+        calibration.informed(load_catalogue(settings.jobs or usual.jobs)),
         trace,
         Slo(settings.slo_ms or usual.slo.latency_ms, settings.percentile or usual.slo.percentile),
         topology,

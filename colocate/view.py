@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from operator import mul
 
 from colocate.cores import CoreSet
@@ -122,11 +123,20 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadPoint:
+    """What memcached did under one constant load: the SLO's percentile, and its run-queue delay a slice."""
+
+    qps: float
+    latency_ms: float
+    wait_us: float
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """What a calibration knows beforehand of memcached on a machine of this type; this very one may be otherwise.
 
     Attributes:
-        holds_qps: the highest load at which the SLO holds, by memcached's core count, with nothing beside.
+        curves: by its core count, with nothing beside; ascending loads, the last is the most that it serves.
         cpu_us: CPU that a request costs.
         machine_sd: log standard deviation of the capacity between machines of the type.
         beside_batch: by what share requests get slower when the other cores are full of batch work.
@@ -134,12 +144,25 @@ class Profile:
         shared_idle: the same for batch work at idle priority on all its own cores.
     """
 
-    holds_qps: Mapping[int, float]
+    curves: Mapping[int, tuple[LoadPoint, ...]]
     cpu_us: float
     machine_sd: float = 0.0
     beside_batch: float = 0.0
     beside_sibling: float = 0.0
     shared_idle: float = 0.0
+
+    def edge(self, cores: int, limit_ms: float) -> LoadPoint:
+        """The highest load at which the latency is within a limit, between the points; the lowest if none is."""
+        curve = self.curves[min(max(cores, min(self.curves)), max(self.curves))]
+        for below, above in pairwise(curve):
+            if above.latency_ms > limit_ms:
+                share = max(0.0, (limit_ms - below.latency_ms) / (above.latency_ms - below.latency_ms))
+                return LoadPoint(
+                    below.qps + share * (above.qps - below.qps),
+                    below.latency_ms + share * (above.latency_ms - below.latency_ms),
+                    below.wait_us + share * (above.wait_us - below.wait_us),
+                )
+        return curve[-1]
 
 
 @dataclass(frozen=True, slots=True)

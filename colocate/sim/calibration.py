@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 from colocate.cores import CoreSet
 from colocate.errors import UserError
+from colocate.jobs import JobSpec
 from colocate.sim.batch import JobFigures
 from colocate.sim.host import Delay, Delays
 from colocate.sim.service import ServiceFigures
@@ -73,6 +74,22 @@ class Calibration:
                     f"{self.name} has no figures for the job {name!r}",
                     f"it knows {', '.join(sorted(self.jobs))}; name another, or `colocate calibrate` them",
                 )
+
+    def informed(self, jobs: Iterable[JobSpec]) -> tuple[JobSpec, ...]:
+        """The jobs with this machine's typical run times and sensitivity, where it has figures, for what is decided."""
+        return tuple(_informed(job, self.jobs[job.name]) if job.name in self.jobs else job for job in jobs)
+
+
+def _informed(job: JobSpec, figures: JobFigures) -> JobSpec:
+    """Run times at the thread counts that the catalogue has been measured at: others the program may not take."""
+    return replace(
+        job,
+        runtime_s={
+            count: figures.alone_s * (figures.serial + (1.0 - figures.serial) / count)
+            for count in sorted({1, *job.runtime_s})
+        },
+        sensitivity={**job.sensitivity, "cpu": 1.0 / figures.sibling},
+    )
 
 
 def calibration_names() -> list[str]:

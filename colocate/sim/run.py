@@ -73,7 +73,7 @@ class Setup:
 
     def profile(self) -> Profile:
         """What a policy is told of memcached beforehand."""
-        return profile(self.calibration.service, self.threads, self.slo, len(self.topology.cores))
+        return profile(self.calibration.service, self.threads, self.slo.percentile, len(self.topology.cores))
 
     def batch(self) -> BatchModel:
         """The jobs' model."""

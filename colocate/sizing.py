@@ -1,0 +1,275 @@
+"""What memcached needs so that its SLO holds: learned while it runs, started from a calibration where there is one.
+
+Three things are learned. The CPU seconds that a request costs, which turn the CPU time of the last tick into the load of
+the last tick, long before `stats` tells it. And, for each setting, two brackets: the highest load and the longest
+run-queue delay with which the SLO has held, the lowest and the shortest with which it has not. What lies in the upper
+half of a bracket is not tried; what lies in the lower half is, and either way the bracket gets smaller, so that few
+trials are ever made. Settings have brackets of their own since threads that outnumber cores also queue behind each other.
+
+A setting is what the policy can give memcached: a number of cores, and whether jobs share them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from colocate.view import View, Window
+
+_FULL = 0.97  # share of its cores' time at which more load would not show any more
+_STEADY = 0.1  # spread of the request rate, as a share of it, under which CPU and rate are of one load
+_SMOOTH = 0.05  # weight of a new sample of what a request costs
+_STEP_DOWN = 1.05  # a load must be so far under the limit of a lesser setting: the load of one tick strays
+_APART = 1.02  # the two ends of a bracket
+_BELIEF_SD = 1.5  # how far a machine may be from the typical one at first, in standard deviations
+_UNSURE = (0.5, 1.0)  # without a calibration: what a core holds, as shares of what its CPU could serve
+_RELAX_S, _RELAX = 60.0, 1.02  # trouble of the past counts less and less
+_RISE_S = 0.3  # after this a new load is known
+_TELLS = 1.1  # a delay tells something from this factor above the calmest on
+_WAIT_BELIEF = 1.3  # factor by which the run-queue delay that means trouble may differ from the calibration's
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What memcached is given: cores, and how many of them jobs may use at idle priority."""
+
+    cores: int
+    shared: int = 0
+
+
+@dataclass(slots=True)
+class _Bracket:
+    """What has held, and what has not."""
+
+    low: float
+    high: float
+
+    @property
+    def limit(self) -> float:
+        """Half way, as factors go."""
+        return math.sqrt(self.low * self.high)
+
+    def held(self, value: float) -> None:
+        self.low = max(self.low, value)
+        self.high = max(self.high, self.low * _APART)
+
+    def failed(self, value: float) -> None:
+        self.high = min(self.high, value)
+        self.low = min(self.low, self.high / _APART)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one setting."""
+
+    load_qps: _Bracket
+    wait_us: _Bracket
+    failed_s: float  # when the high ends were last touched
+    calm_us: float = math.inf  # the shortest run-queue delay seen
+
+    def tells(self, waited: Window) -> bool:
+        """Whether memcached waits more than in its calmest hours, as far as that is measured."""
+        return not waited.samples or waited.mean > _TELLS * self.calm_us
+
+
+@dataclass(slots=True)
+class _Failure:
+    """Trouble whose load is not known yet: the tick that shows it began before it."""
+
+    setting: Setting
+    until_s: float
+    load_qps: float
+
+
+class Sizing:
+    """Watches one memcached and chooses what it is given.
+
+    Args:
+        caution: share of the SLO's latency up to which a setting counts as one that holds, and of each limit that is used.
+        glance_s: seconds of run-queue delay that are looked at together; one tick says little.
+        settle_s: seconds after a change of setting or load from which the latency tells of the new one.
+        hold_s: seconds for which a lesser setting must have sufficed before it is taken.
+
+    Attributes:
+        load_qps: the load now; infinite while memcached has no time left to show more, NaN while unknown.
+        trouble: what shows that memcached suffers in its present setting; empty when nothing does.
+    """
+
+    def __init__(self, *, caution: float = 0.9, glance_s: float = 0.2, settle_s: float = 3.0, hold_s: float = 0.5) -> None:
+        self.load_qps = math.nan
+        self.trouble = ""
+        self._caution = caution
+        self._glance_s = glance_s
+        self._settle_s = settle_s
+        self._hold_s = hold_s
+        self._cost_s: float | None = None  # CPU seconds a request
+        self._known: dict[Setting, _Known] = {}
+        self._chosen = self._setting = Setting(0)
+        self._enough_s = 0.0  # when less than the present setting was not enough
+        self._since_s = 0.0  # of the setting
+        self._loads: deque[tuple[float, float]] = deque()  # of the last seconds
+        self._failure: _Failure | None = None
+
+    def choose(self, view: View, ladder: Sequence[Setting], last_resort: Setting) -> Setting:
+        """The first setting of a ladder in which the SLO can be expected to hold; called once a tick.
+
+        One further up than the present is taken at once, one further down when it has sufficed for `hold_s`.
+
+        Args:
+            view: the present.
+            ladder: settings, what leaves the jobs most first.
+            last_resort: taken where none holds, or nothing is known yet.
+        """
+        now = replace(self._chosen, cores=len(view.service.cores) or last_resort.cores)
+        self._look(view, now)
+        wanted = next((setting for setting in ladder if self._holds(view, setting)), last_resort)
+        place = {setting: index for index, setting in enumerate(ladder)}
+        if place.get(wanted, len(ladder)) >= place.get(now, len(ladder)):
+            self._enough_s = view.time_s
+        elif view.time_s - self._enough_s < self._hold_s:
+            wanted = now
+        self._chosen = wanted
+        return wanted
+
+    def _look(self, view: View, setting: Setting) -> None:
+        """Take in one tick during which memcached had this setting."""
+        now_s = view.time_s
+        if setting != self._setting:
+            self._setting, self._since_s = setting, now_s
+        self._learn_cost(view)
+        self.load_qps = self._load(view)
+        self._loads.append((now_s, self.load_qps))
+        while self._loads[0][0] < now_s - self._settle_s:
+            self._loads.popleft()
+        known = self._about(view, setting)
+        self.trouble = self._trouble(view, known)
+        self._learn(view, known)
+
+    def _learn(self, view: View, known: _Known) -> None:
+        now_s, load_qps = view.time_s, self.load_qps
+        if math.isinf(load_qps) and self._cost_s:  # the least that fills its cores; what was told last may be older
+            load_qps = _FULL * min(self._setting.cores, max(1, view.service.threads)) / self._cost_s
+        if self.trouble and self._failure is None:
+            self._failure = _Failure(self._setting, now_s + _RISE_S, 1.0)
+        if (failure := self._failure) is not None and math.isfinite(load_qps):
+            failure.load_qps = max(failure.load_qps, load_qps)
+            if now_s >= failure.until_s:
+                self._failure = None
+                self._about(view, failure.setting).load_qps.failed(failure.load_qps)
+                self._about(view, failure.setting).failed_s = now_s
+        if now_s - known.failed_s > _RELAX_S:
+            known.failed_s = now_s
+            known.load_qps.high *= _RELAX
+            known.wait_us.high *= _RELAX
+        if self._failure is None and 0 < load_qps < math.inf and self._settled(now_s):
+            waited, latency = view.window("wait_us", self._settle_s), view.window("latency_ms", self._settle_s)
+            if waited.samples:
+                known.calm_us = min(known.calm_us, waited.mean)
+            if latency.samples and latency.mean <= self._cautious(view, self._setting) * view.slo.latency_ms:
+                known.load_qps.held(load_qps)
+                if waited.samples:
+                    known.wait_us.held(waited.mean)
+            elif latency.minimum > view.slo.latency_ms and waited.samples and known.tells(waited):
+                known.wait_us.failed(waited.mean)
+
+    def _holds(self, view: View, setting: Setting) -> bool:
+        """Whether the SLO can be expected to hold under the present load in this setting."""
+        if math.isnan(self.load_qps):
+            return False
+        if setting == self._setting and self.trouble:
+            return False
+        margin = _STEP_DOWN if setting.cores < self._setting.cores or setting.shared > self._setting.shared else 1.0
+        return self.load_qps * margin <= self._about(view, setting).load_qps.limit
+
+    def reason(self) -> str:
+        """Why, in a few words."""
+        if self.trouble:
+            return self.trouble
+        if math.isnan(self.load_qps):
+            return "load unknown"
+        return "no time left" if math.isinf(self.load_qps) else f"{self.load_qps / 1e3:.1f}k requests a second"
+
+    def _learn_cost(self, view: View) -> None:
+        if self._cost_s is None and view.profile is not None:
+            self._cost_s = 1e-6 * view.profile.cpu_us
+        qps = view.window("qps", 1.0)
+        if not (qps.samples > 2 and qps.mean > 0 and qps.std < _STEADY * qps.mean):
+            return
+        used = view.window("cpu_cores", 1.0).mean
+        if 0 < used < _FULL * len(view.service.cores):
+            cost_s = used / qps.mean
+            self._cost_s = cost_s if self._cost_s is None else self._cost_s + _SMOOTH * (cost_s - self._cost_s)
+
+    def _load(self, view: View) -> float:
+        used, told = view.service.cpu_cores.value, view.service.qps.value
+        if used is None or not self._cost_s or not view.service.cores:
+            return math.nan if told is None else told
+        if used >= _FULL * min(len(view.service.cores), max(1, view.service.threads)):
+            return math.inf
+        return used / self._cost_s
+
+    def _trouble(self, view: View, known: _Known) -> str:
+        service, limit_ms = view.service, view.slo.latency_ms
+        if math.isinf(self.load_qps):
+            return f"uses {service.cpu_cores.value:.2f} of {len(service.cores)} cores"
+        if view.time_s - self._since_s > self._glance_s:
+            waited = view.window("wait_us", self._glance_s)
+            if waited.samples > 1 and waited.mean > known.wait_us.limit:
+                return f"waits {waited.mean:.0f} us a slice"
+        latency = view.window("latency_ms", self._settle_s)
+        waited = view.window("wait_us", self._settle_s)
+        # A percentile of few requests strays far: the last ones must agree with each other, and with the waiting.
+        late = service.latency_ms.fresh(1.0) and latency.minimum > limit_ms
+        if late and known.tells(waited) and self._settled(view.time_s):
+            return f"p{view.slo.percentile:g} is {latency.minimum:.2f} ms"
+        return ""
+
+    def _settled(self, now_s: float) -> bool:
+        """Whether neither the setting nor the load has changed for a while."""
+        if now_s - self._since_s < self._settle_s or now_s - self._loads[0][0] < 0.9 * self._settle_s:
+            return False
+        loads = [load for _, load in self._loads]
+        low, high = min(loads), max(loads)
+        return math.isfinite(high) and high - low < 4 * _STEADY * high
+
+    def _about(self, view: View, setting: Setting) -> _Known:
+        known = self._known.get(setting)
+        if known is None:
+            known = _Known(self._load_belief(view, setting), self._wait_belief(view, setting), view.time_s)
+            if math.isfinite(known.load_qps.high):
+                self._known[setting] = known
+        return known
+
+    def _load_belief(self, view: View, setting: Setting) -> _Bracket:
+        """What is thought of a setting that has not been tried."""
+        profile = view.profile
+        if profile is None:
+            if not self._cost_s:
+                return _Bracket(1.0, math.inf)
+            useful = min(setting.cores, max(1, view.service.threads))
+            return _Bracket(_UNSURE[0] * useful / self._cost_s, _UNSURE[1] * useful / self._cost_s)
+        edge = profile.edge(setting.cores, self._limit_ms(view, setting))
+        spread = math.exp(_BELIEF_SD * profile.machine_sd)
+        return _Bracket(edge.qps / spread, edge.qps * spread)
+
+    def _wait_belief(self, view: View, setting: Setting) -> _Bracket:
+        if view.profile is None:
+            return _Bracket(1.0, math.inf)
+        calm_us = min(point.wait_us for point in view.profile.curves[min(setting.cores, max(view.profile.curves))])
+        edge_us = view.profile.edge(setting.cores, self._limit_ms(view, setting)).wait_us
+        return _Bracket(max(edge_us, _TELLS * calm_us), max(edge_us, _TELLS * calm_us) * _WAIT_BELIEF)
+
+    def _limit_ms(self, view: View, setting: Setting) -> float:
+        """The latency that the calibration must promise with nothing beside, so that there is room for what is."""
+        limit_ms = self._cautious(view, setting) * view.slo.latency_ms
+        if view.profile is None:
+            return limit_ms
+        room = (view.total_cores - setting.cores) / max(1, view.total_cores - 1)
+        beside = view.profile.beside_batch * room + view.profile.shared_idle * setting.shared / setting.cores
+        return limit_ms / (1.0 + beside)
+
+    def _cautious(self, view: View, setting: Setting) -> float:
+        """With a core for each thread there is nothing better to be had cheaply: there the SLO itself is the limit."""
+        return self._caution if setting.cores < view.service.threads or setting.shared else 1.0

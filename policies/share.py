@@ -1,0 +1,67 @@
+"""Let the jobs have every cycle that memcached leaves: they also run on its cores, at idle priority.
+
+Handing over whole cores wastes what a core is not used for, and every rise in load is a race. At idle priority
+memcached pre-empts a job in microseconds: there is nothing to react to. What remains is what idle priority cannot help
+with: caches, memory bandwidth, shared pipelines. So jobs are taken from memcached's cores only when its load or its
+run-queue delay shows that even this hurts, the heaviest first. Source: our measurements on a 2-core machine (docs/policies.md);
+Lo et al., Heracles, ISCA 2015, for the order in which to fear things.
+"""
+
+from colocate.policy import ENDED, JobView, Packer, Plan, Policy, Setting, Sizing, View
+
+_PRESSURE = ("llc", "membw", "l2")  # who suffers from these uses them
+
+
+class Share(Policy):
+    """Memcached keeps the cores that its peak needs, one a thread; the jobs fill all that is idle.
+
+    The ladder from what is best for the jobs to what is safest: all of memcached's cores shared, one less and so on,
+    whole cores, further cores. The first with which the SLO can be expected to hold is taken. Where the host cannot
+    share, it goes by whole cores as `reactive` does.
+
+    Options:
+        caution: share of the SLO's latency that a setting may come to where a safer one is to be had.
+        hold_s: seconds for which a lesser setting must have sufficed before it is taken.
+        settle_s: seconds from a change until the latency tells of the new load and setting.
+        quantum_s: core-seconds that one job must have more left than another to take its place.
+        spread: memcached takes one thread of each physical core first, instead of whole ones.
+    """
+
+    caution: float = 0.95
+    hold_s: float = 0.5
+    settle_s: float = 3.0
+    quantum_s: float = 20.0
+    spread: bool = True
+
+    def prepare(self) -> None:
+        """Start with nothing learned."""
+        self._sizing = Sizing(caution=self.caution, settle_s=self.settle_s, hold_s=self.hold_s)
+        self._packers = {True: Packer(0.5, quantum_s=self.quantum_s), False: Packer(0.75, quantum_s=self.quantum_s)}
+
+    def decide(self, view: View) -> Plan:
+        """What holds and leaves the jobs most."""
+        most = min(view.total_cores, max(1, view.service.threads))
+        beyond = [Setting(cores) for cores in range(most + 1, view.total_cores + 1)]
+        shared = [Setting(most, count) for count in range(most, -1, -1)]
+        ladder = [*(shared if view.can_share else map(Setting, range(1, most + 1))), *beyond]
+        setting = self._sizing.choose(view, ladder, last_resort=Setting(most))
+        packer = self._packers[view.can_share]
+        packing = packer.pack(view, setting.cores, setting.shared)
+        if 0 < setting.shared < most and len(packing.share) > setting.shared:
+            heaviest = sorted(packing.share, key=lambda name: pressure(view.jobs[name]))[setting.shared :]
+            packing = packer.pack(view, setting.cores, setting.cores, avoid=frozenset(heaviest))
+        return Plan(
+            setting.cores,
+            packing.jobs,
+            packing.share,
+            self._sizing.reason(),
+            packer.threads(view),
+            spread=self.spread,
+        )
+
+
+def pressure(job: JobView) -> float:
+    """How heavily a job loads what priorities do not protect, as far as its sensitivities tell."""
+    if job.state in ENDED:
+        return 0.0
+    return (job.cpu_cores or 0.0) * sum(job.spec.sensitivity.get(name, 1.0) - 1.0 for name in _PRESSURE)
