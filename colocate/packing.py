@@ -159,7 +159,12 @@ class Packer:
             return -left_s[job.name] - self._quantum_s * holds
 
         jobs.sort(key=lambda job: (urgency(job, holds=bool(job.cores)), job.state not in ACTIVE))
-        chosen = jobs[: own + shared]
+        chosen: list[JobView] = []
+        room = own + shared
+        for job in jobs:
+            if room > 0:
+                chosen.append(job)
+                room -= self._gangs.get(job.name, 1)
         chosen.sort(key=lambda job: urgency(job, holds=not job.cores <= view.service.cores))
         counts = {job.name: 0 for job in jobs}
         spare = own
@@ -172,7 +177,7 @@ class Packer:
                 break
             counts[best.name] += 1
             spare -= 1
-        sharers = {job.name for job in chosen if not counts[job.name]}
+        sharers = {job.name for job in chosen if counts[job.name] < self._gangs.get(job.name, 1)} if shared else set()
         idle = shared - len(sharers)
         sharers -= avoid
         for job in chosen:
