@@ -5,8 +5,8 @@ ASPLOS 2019: a service that violates its target is upsized, one with more than 2
 second, and a downsizing after which the target is violated is reverted. What it frees goes to batch work.
 
 What this host lacks: the other resources (cache ways by CAT, frequency by DVFS, memory, disk, network shares by HTB).
-PARTIES turns to the next resource when a step did not help or was reverted. Here cores are the only one, so it waits for
-`wait_s` instead, a number of our own. There is one service, so the worst one is always memcached.
+PARTIES turns to the next resource when a step did not help or was reverted. Here cores are the only one, so it waits
+for `wait_s` instead, a number of our own. There is one service, so the worst one is always memcached.
 """
 
 from colocate.policy import Plan, Policy, View, share_out

@@ -19,8 +19,8 @@ class SteadyLend(Policy):
 
     The guest has the lent core and no other, but for the end: it moves where a core is left over. The other jobs have
     the other cores, one each; the last gets all that it has threads for. Once the guest has ended nothing is lent.
-    The original reads the rate ten times a second and fills cores each 0.2 s; here the rate is a fifth of a second old at
-    most, and cores are filled at once.
+    The original reads the rate ten times a second and fills cores each 0.2 s; here the rate is at most a fifth of a
+    second old, and cores are filled at once.
 
     Options:
         most_qps: a rate below it is low (the recorded runs lend below 26,000, as the load generator counts).
