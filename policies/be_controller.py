@@ -13,6 +13,8 @@ import math
 
 from colocate.policy import Plan, Policy, View, share_out
 
+_ROUNDING_S = 1e-6
+
 
 class BeController(Policy):
     """Every `period_s` the first rule that fits acts on the quota: off, least, shrink, shrink for CPU use, grow.
@@ -54,7 +56,7 @@ class BeController(Policy):
         """The quota in whole cores; memcached has the others."""
         if view.cores:
             self._busy.append(sum(core.busy for core in view.cores.values()) / len(view.cores))
-        if view.time_s >= self._next_s:
+        if view.time_s >= self._next_s - _ROUNDING_S:
             self._next_s = view.time_s + self.period_s
             self._look(view)
             self._busy.clear()

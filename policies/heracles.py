@@ -12,6 +12,8 @@ import math
 
 from colocate.policy import Plan, Policy, View, share_out
 
+_ROUNDING_S = 1e-6
+
 
 class Heracles(Policy):
     """Every `period_s` the latency's slack and the load decide whether batch work may run and may grow.
@@ -55,10 +57,10 @@ class Heracles(Policy):
         """Both controllers, each at its own pace."""
         if math.isnan(self._look_s):
             self._look_s = view.time_s + self.period_s
-        if view.time_s >= self._look_s:
+        if view.time_s >= self._look_s - _ROUNDING_S:
             self._look_s = view.time_s + self.period_s
             self._look(view)
-        if self._batch and view.time_s >= self._grow_s:
+        if self._batch and view.time_s >= self._grow_s - _ROUNDING_S:
             self._grow_s = view.time_s + self.grow_s
             if self._slack > self.slack_grow:
                 self._batch += 1
@@ -74,7 +76,7 @@ class Heracles(Policy):
             self._batch, self._cool_s = 0, view.time_s + self.cooldown_s
         elif load > self.load_off:
             self._batch = 0
-        elif not self._batch and load < self.load_on and view.time_s >= self._cool_s:
+        elif not self._batch and load < self.load_on and view.time_s >= self._cool_s - _ROUNDING_S:
             self._batch, self._grow_s = 1, view.time_s + self.grow_s
         if self._slack < self.slack_shrink:
             self._batch = min(self._batch, self.kept_cores)

@@ -11,6 +11,8 @@ for `wait_s` instead, a number of our own. There is one service, so the worst on
 
 from colocate.policy import Plan, Policy, View, share_out
 
+_ROUNDING_S = 1e-6
+
 
 class Parties(Policy):
     """Memcached gains a core when its latency breaks the target, and loses one when there is slack.
@@ -43,7 +45,7 @@ class Parties(Policy):
         most = max(1, view.total_cores - 1)
         self._service = min(most, self._service or max(1, view.total_cores // 2))
         latency = view.service.latency_ms
-        if view.time_s >= self._next_s and latency.value is not None and latency.fresh(self.period_s):
+        if view.time_s >= self._next_s - _ROUNDING_S and latency.value is not None and latency.fresh(self.period_s):
             self._next_s = view.time_s + self.period_s
             self._step(view.time_s, 1 - latency.value / view.slo.latency_ms, most)
         jobs = share_out(view.jobs.values(), view.total_cores - self._service)

@@ -12,6 +12,8 @@ import math
 
 from colocate.policy import Plan, Policy, View, in_order
 
+_ROUNDING_S = 1e-6
+
 
 class PauseAt40(Policy):
     """Reads memcached's CPU use twice a second: one threshold for both directions.
@@ -40,7 +42,7 @@ class PauseAt40(Policy):
 
     def decide(self, view: View) -> Plan:
         """Read, if it is time; then the first job of either chain."""
-        if view.time_s >= self._due_s:
+        if view.time_s >= self._due_s - _ROUNDING_S:
             self._due_s = view.time_s + self.sample_s
             self._used_pct = 100 * view.window("cpu_cores", self.sample_s).mean
             self._lend = self._used_pct <= self.pause_pct  # false while nothing is known

@@ -8,6 +8,8 @@ import math
 
 from colocate.policy import JobState, Plan, Policy, View, in_order
 
+_ROUNDING_S = 1e-6
+
 
 class SteadyLend(Policy):
     """Memcached has two cores, and one while all holds: a steady rate, a low one, and both cores not busy.
@@ -87,7 +89,7 @@ class SteadyLend(Policy):
         if math.isnan(self._due_s):
             self._due_s = view.time_s + self.busy_s
         self._looks.append(sum(100 * view.cores[core].busy for core in pair) / len(pair))
-        if view.time_s >= self._due_s:
+        if view.time_s >= self._due_s - _ROUNDING_S:
             self._busy_pct = sum(self._looks) / len(self._looks)
             self._looks, self._due_s = [], view.time_s + self.busy_s
 
