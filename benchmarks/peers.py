@@ -61,8 +61,8 @@ class Rule:
     mark: str = ""
 
 
-# Where memcached was moved and where it was left, that run of core-ladder shows 17.6 to 20 us of CPU time a request. The
-# calibration says 13.0. So here are its thresholds, times 13 over 18, as a diagnosis: what would it do with that signal?
+# When memcached was moved and when it was left, that run of core-ladder shows 17.6 to 20 us of CPU time a request; the
+# calibration says 13.0. Its thresholds times 13 over 18 are a diagnosis: what would it do with that signal?
 _ITS_CPU = ("one_up_pct=57.8", "two_up_pct=115.6", "two_down_pct=68.6", "three_down_pct=122.8", "three_drop_pct=90.3")
 RULES = (
     Rule("core-ladder", "g16", frozenset({1})),
@@ -134,7 +134,7 @@ def _row(runs: Sequence[Played], days: dict[str, list[Played]]) -> dict[str, obj
     errors = [one.model[0] / one.recorded[0] - 1 for one in runs]
     given: list[float] = []
     for one in runs:
-        others = [o for o in days.get(f"{rule.group} {one.day[:5]}", []) if o is not one]
+        others = [o for o in days.get(f"{rule.group} {one.day[:5]}", []) if o.run != one.run]
         if others and rule.told is None:
             speed = statistics.median(o.recorded[0] / o.moves[0] for o in others)
             given.append(one.model[0] * speed / one.recorded[0] - 1)

@@ -1,13 +1,14 @@
 """The policies of others: each rule at its written thresholds, and a simulated run of each."""
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 
 from colocate.jobs import ENDED, JobState, load_catalogue
 from colocate.packing import in_order
 from colocate.placement import Assignment, place
-from colocate.policy import load_policy
+from colocate.policy import load_policy, policy_names
 from colocate.sim.calibration import load_calibration
 from colocate.sim.run import Setup, simulate
 from colocate.sim.traces import Trace
@@ -94,6 +95,10 @@ def at_one(play):
     assert len(play.service) == 1
     play.hold(3.0)
     return play
+
+
+def test_they_are_registered():
+    assert set(PEERS) <= set(policy_names())
 
 
 def test_jobs_in_an_order_by_name():
@@ -289,7 +294,7 @@ def test_lend_looks_at_the_two_cores_in_whole_seconds():
         before = play.plan.service
         if play.tick(qps=5_000, busy=0.55 if before == 1 else 0.05).service != before:
             changed.append(play.time_s)
-    spans = [b - a for a, b in zip(changed[1:], changed[2:], strict=False)]
+    spans = [b - a for a, b in pairwise(changed)]
     assert len(spans) >= 2
     assert all(0.9 < span < 2.2 for span in spans), "the guest's own work sends it away, and it comes back"
 
