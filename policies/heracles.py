@@ -82,7 +82,9 @@ class Heracles(Policy):
             self._batch = min(self._batch, self.kept_cores)
 
     def _load(self, view: View) -> float:
-        peak_qps = self.peak_qps or (max(view.profile.holds_qps.values()) if view.profile else 0.0)
+        peak_qps = self.peak_qps
+        if not peak_qps and view.profile:
+            peak_qps = max(view.profile.edge(cores, view.slo.latency_ms).qps for cores in view.profile.curves)
         if peak_qps:
             return view.window("qps", self.period_s).mean / peak_qps
         return view.window("cpu_cores", self.period_s).mean / max(1, view.service.threads)

@@ -12,7 +12,7 @@ from colocate.policy import load_policy, policy_names
 from colocate.sim.calibration import load_calibration
 from colocate.sim.run import Setup, simulate
 from colocate.sim.traces import Trace
-from colocate.view import CoreUse, History, Profile
+from colocate.view import CoreUse, History, LoadPoint, Profile
 from tests.builders import job_view, service_sample, view
 
 PEERS = ["core-ladder", "steady-lend", "qps-cut", "pause-at-40", "heracles", "parties", "be-controller"]
@@ -336,7 +336,8 @@ def test_pause_at_40():
 
 
 def heracles(*settings, peak=100_000.0):
-    profile = Profile({1: peak / 2, 2: peak}, 10.0)
+    curves = {n: (LoadPoint(0.0, 0.2, 5.0), LoadPoint(n * peak / 2, 0.8, 50.0)) for n in (1, 2)}
+    profile = Profile(curves, 10.0)
     return Play(load_policy("heracles", settings), OLD, profile=profile)
 
 
