@@ -41,6 +41,12 @@ def speedup(spec: JobSpec, cores: int, threads: int | None = None) -> float:
     return float(useful**_ASSUMED_EXPONENT)
 
 
+def in_order(jobs: Iterable[JobView], names: str) -> list[JobView]:
+    """The jobs that have not ended: those named (separated by blanks) in that order, then the others in theirs."""
+    rank = {name: number for number, name in enumerate(names.split())}
+    return sorted((j for j in jobs if j.state not in ENDED), key=lambda j: rank.get(j.name, len(rank)))
+
+
 def share_out(jobs: Iterable[JobView], cores: int) -> dict[str, int]:
     """Divide `cores` among the jobs that have not ended; a job that gets none is named with 0.
 
