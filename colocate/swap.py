@@ -132,7 +132,7 @@ def controlled(
 
 @contextmanager
 def _gently() -> Iterator[None]:
-    """Let the loop have the interpreter back soon: each file that it reads would cost it 5 ms beside a busy thread."""
+    """Let the loop have the interpreter back soon: beside an import that computes, its ticks began 5 ms late, so 0.7."""
     before_s = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_S)
     try:

@@ -69,6 +69,8 @@ class ControlServer:
         self._path.unlink(missing_ok=True)
 
     def _work(self) -> None:
+        with suppress(OSError):  # of this thread alone: only the loop may go before memcached
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
         while not self._closing.is_set():
             try:
                 connection, _ = self._listener.accept()
