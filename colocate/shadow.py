@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from colocate.policy import Choice, Plan, View
-from colocate.regulator import Deadline, Limits, Regulator, Safe
+from colocate.regulator import Deadline, Limits, Regulator
 
 _DEADLINE_S = 0.05  # a period: what a shadow that hangs may cost the loop, once for each strike
 
@@ -105,8 +105,8 @@ class Shadow:
         self._held = plan.service
         end_s = now()
         self._rests_until_s = end_s + (end_s - start_s)
-        if isinstance(self.regulator.policy, Safe):
-            regulator = self.regulator
+        regulator = self.regulator
+        if regulator.strikes >= regulator.limits.strikes:
             self.dropped = f"failed {regulator.strikes} times; at first: {regulator.first_fault}"
             return None, f"shadow {regulator.label} dropped: {self.dropped}"
         self._service.add(plan.service - acting.service)

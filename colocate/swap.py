@@ -132,7 +132,7 @@ def controlled(
 
 @contextmanager
 def _gently() -> Iterator[None]:
-    """Let the loop have the interpreter back soon: beside an import that computes, its ticks began 5 ms late, so 0.7."""
+    """Let the loop have the interpreter back soon: beside an import that computes, a tick begins 0.7 ms late, not 5."""
     before_s = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_S)
     try:
