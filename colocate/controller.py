@@ -7,16 +7,17 @@ what is to be logged waits in `entries`. `colocate.loop.run` puts it between a h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from colocate.cores import CoreSet, format_list
 from colocate.jobs import ACTIVE, ENDED, JobEventKind, JobSpec, JobState
 from colocate.lifecycle import JobLife
 from colocate.move import SERVICE, Entry, Move, MoveKind
 from colocate.placement import Assignment, place
-from colocate.policy import Plan, Policy
+from colocate.policy import Choice, Plan, Policy
 from colocate.regulator import Deadline, Intervention, Limits, Regulator
+from colocate.shadow import Shadow
 from colocate.topology import Topology
 from colocate.view import History, Observation, Profile, ServiceView, Slo, View
 
@@ -26,12 +27,19 @@ _SERIES = ("cpu_cores", "wait_us", "wait_cores", "qps", "latency_ms")
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one tick came to, for the metrics file and for whoever watches."""
+    """What one tick came to, for the metrics file and for whoever watches.
+
+    Attributes:
+        policy: the label of the policy that decided.
+        shadow: what the shadow would have done; None without one, and while it rests.
+    """
 
     view: View
     plan: Plan
     interventions: tuple[Intervention, ...]
     moves: tuple[Move, ...]
+    policy: str = ""
+    shadow: Plan | None = None
 
 
 class Controller:
@@ -46,6 +54,11 @@ class Controller:
         limits: the regulator's options.
         retries: how often a job that failed is started again.
         profile: what a calibration knows of memcached on such a machine.
+        label: the policy's, for log and records.
+        shadow: a second policy, which is asked as well and never obeyed.
+
+    Attributes:
+        policies: the labels of the policies that were chosen so far; the last one acts.
     """
 
     def __init__(
@@ -59,13 +72,17 @@ class Controller:
         limits: Limits | None = None,
         retries: int = 1,
         profile: Profile | None = None,
+        label: str = "",
+        shadow: Choice | None = None,
     ) -> None:
         self.entries: list[Entry] = []
         self.jobs = {spec.name: JobLife(spec, retries, self.entries.append) for spec in jobs}
         self.topology = topology
         self.slo = slo or Slo()
         self.profile = profile
-        self.regulator = Regulator(policy, limits or Limits(), deadline)
+        self.regulator = Regulator(policy, limits or Limits(), deadline, label)
+        self.policies = [self.regulator.label]
+        self.shadow = Shadow(shadow, limits or Limits(), deadline) if shadow else None
         self.service_cores: CoreSet = frozenset()
         self.counts: Counter[str] = Counter()
         self.decision: Decision | None = None
@@ -134,8 +151,26 @@ class Controller:
             spread=plan.spread,
         )
         moves = self._moves(target, plan)
-        self.decision = Decision(view, plan, tuple(interventions), tuple(moves))
+        self.decision = Decision(view, plan, tuple(interventions), tuple(moves), self.regulator.acting)
         return moves
+
+    def swap(self, choice: Choice) -> str:
+        """Let another policy decide from the next decision on; the label of the one that decided until now."""
+        before = self.regulator.acting
+        self.regulator.swap(choice)
+        self.policies.append(choice.label)
+        self.entries.append(Entry("custom", "scheduler", comment=f"policy swapped: {before} -> {choice.label}"))
+        return before
+
+    def consult(self, now: Callable[[], float]) -> None:
+        """Ask the shadow, if there is one, what it would have done; for after the moves, which so never wait for it."""
+        if self.shadow is None or self.decision is None:
+            return
+        plan, dropped = self.shadow.ask(self.decision.view, self.decision.plan, now)
+        if plan is not None:
+            self.decision = replace(self.decision, shadow=plan)
+        if dropped:
+            self.entries.append(Entry("custom", "scheduler", comment=dropped))
 
     def settle(self, move: Move, *, done: bool, now_s: float, error: str = "") -> None:
         """Take in what became of a move: done at once, on its way (an event will tell), or failed with `error`."""
@@ -194,6 +229,8 @@ class Controller:
         """The run ends; what becomes of the jobs that have not is said in the log."""
         for job in self.jobs.values():
             job.abandon(why, now_s, stopped=stopped)
+        if self.shadow is not None:
+            self.entries.append(Entry("custom", "scheduler", comment=f"shadow {self.shadow.figures()}"))
 
     def _sharers(self, plan: Plan) -> dict[str, int]:
         """Jobs that may use memcached's cores, each with how many of them it has threads for, in the plan's order."""

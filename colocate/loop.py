@@ -10,6 +10,7 @@ from colocate.controller import Controller
 from colocate.eventlog import SchedulerLogger
 from colocate.metrics import MetricsWriter
 from colocate.move import SERVICE, Entry, Host, Move, MoveError, OnExit
+from colocate.shadow import brief
 
 _RECORD_S = 0.19  # a quiet tick is not worth a record of its own
 
@@ -45,6 +46,7 @@ def run(
     on_exit: OnExit = "stop",
     interrupted: Callable[[], int] = lambda: 0,
     show: Callable[[Controller], None] | None = None,
+    before: Callable[[], None] = lambda: None,
 ) -> Ending:
     """Run until every job has ended, the duration is over, or a signal came; then put everything back.
 
@@ -59,6 +61,7 @@ def run(
         on_exit: what becomes of jobs that have not ended.
         interrupted: the number of the signal that asks for the end, or 0.
         show: called after every tick.
+        before: called before every tick; where what others ask of the controller is done.
     """
     why: Why = "crashed"
     try:
@@ -67,11 +70,13 @@ def run(
         host.wait(due_s := due_s + period_s)
         while True:
             start_s = host.now()
+            before()
             moves = controller.step(host.observe())
             perform(host, controller, log, moves)
+            tick = Tick(host.now() - start_s, max(0.0, start_s - due_s))
+            controller.consult(host.now)
             if metrics is not None and (moves or start_s >= record_s):
                 record_s = start_s + _RECORD_S
-                tick = Tick(host.now() - start_s, max(0.0, start_s - due_s))
                 metrics.write(record(controller, start_s - begin_s, tick))
             if show is not None:
                 show(controller)
@@ -156,9 +161,10 @@ def record(controller: Controller, time_s: float, tick: Tick) -> dict[str, objec
     decision = controller.decision
     if decision is None:
         return {"t": time_s}
-    service = decision.view.service
+    service, shadow = decision.view.service, decision.shadow
     return {
         "t": round(time_s, 4),
+        "policy": decision.policy,
         "busy": {core: round(use.busy, 3) for core, use in decision.view.cores.items()},
         "cores": sorted(service.cores),
         "cpu_cores": service.cpu_cores.value,
@@ -170,6 +176,7 @@ def record(controller: Controller, time_s: float, tick: Tick) -> dict[str, objec
         "jobs": {job.name: [job.state, sorted(job.cores)] for job in decision.view.jobs.values()},
         "plan": [decision.plan.service, dict(decision.plan.jobs)],
         "reason": decision.plan.reason,
+        **({"shadow": brief(shadow)} if shadow and brief(shadow) != brief(decision.plan) else {}),
         "rules": [change.rule for change in decision.interventions],
         "moves": [[move.kind, move.target, sorted(move.cores)] for move in decision.moves],
         "work_ms": round(1e3 * tick.work_s, 3),

@@ -70,6 +70,24 @@ class Policy(ABC):
         """The plan for this instant; called at every tick, so it must take well under the period."""
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A policy that was chosen for a run; `label` is its name and the options that were set, as log and records say."""
+
+    policy: Policy
+    label: str
+
+
+def choose(text: str, settings: Iterable[str] = ()) -> Choice:
+    """Load a policy as `load_policy` does, and label it.
+
+    Raises:
+        UserError: see `load_policy`.
+    """
+    chosen = tuple(settings)
+    return Choice(load_policy(text, chosen), " ".join((text, *chosen)))
+
+
 def policy_names() -> list[str]:
     """The names of the policies that are installed, this package's and others'."""
     return sorted(entry.name for entry in entry_points(group=GROUP))

@@ -11,7 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from colocate.jobs import ENDED, MOST_THREADS
-from colocate.policy import Plan, Policy, View, share_out
+from colocate.policy import Choice, Plan, Policy, View, share_out
+
+SAFE = "safe"  # the label of the policy that takes over
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +78,53 @@ class Regulator:
         policy: the policy.
         limits: the options.
         deadline: the host's time limit: a context manager that raises `OverrunError` in what it encloses.
+        label: the policy's, for log and records; its class's name where none is given.
+
+    Attributes:
+        past_faults: what is to be said of policies that were swapped for another.
     """
 
-    def __init__(self, policy: Policy, limits: Limits, deadline: Deadline) -> None:
+    def __init__(self, policy: Policy, limits: Limits, deadline: Deadline, label: str = "") -> None:
         self.policy = policy
         self.limits = limits
+        self.label = label or type(policy).__name__
         self.strikes = 0
         self.first_fault = ""  # of the policy
+        self.past_faults: tuple[str, ...] = ()
         self.counts: Counter[str] = Counter()
         self._deadline = deadline
         self._accepted = Plan(0)
+        self._held = 0  # memcached's cores, before the plan at hand
         self._latency_s = float("-inf")  # when it was last fresh
         self._changed_s = float("-inf")
 
-    def plan(self, view: View) -> tuple[Plan, list[Intervention]]:
-        """The plan that holds now, and what was changed of the policy's."""
+    @property
+    def acting(self) -> str:
+        """Who decides: the policy's label, or `safe` since the safe policy took over."""
+        return SAFE if isinstance(self.policy, Safe) else self.label
+
+    @property
+    def fault(self) -> str:
+        """How often the policy failed, how that began, and who decided then; empty if it did not."""
+        if not self.strikes:
+            return ""
+        after = ", then the safe policy took over" if isinstance(self.policy, Safe) else ""
+        return f"the policy failed {self.strikes} times{after}; at first: {self.first_fault}"
+
+    def swap(self, choice: Choice) -> None:
+        """Ask another policy from now on. It starts without a strike; the accepted plan and the limits' clocks stay."""
+        if self.fault:
+            self.past_faults += (f"{self.label}: {self.fault}",)
+        self.policy, self.label = choice.policy, choice.label
+        self.strikes, self.first_fault = 0, ""
+
+    def plan(self, view: View, held: int | None = None) -> tuple[Plan, list[Intervention]]:
+        """The plan that holds now, and what was changed of the policy's.
+
+        `held` is how many cores memcached has by this regulator's plans; None where it has them in the view, too.
+        """
         interventions: list[Intervention] = []
+        self._held = len(view.service.cores) if held is None else held
 
         def intervene(rule: str, reason: str) -> None:
             self.counts[rule] += 1
@@ -115,7 +148,7 @@ class Regulator:
                 plan, reason = changed
                 intervene(rule.__name__.strip("_"), reason)
         plan = fitted(plan, view)
-        if plan.service != len(view.service.cores):
+        if plan.service != self._held:
             self._changed_s = view.time_s
         self._accepted = plan
         return plan, interventions
@@ -158,7 +191,7 @@ class Regulator:
         service = view.service
         if service.latency_ms.fresh(self.limits.latency_max_age_s):
             self._latency_s = view.time_s
-        if plan.service >= len(service.cores):
+        if plan.service >= self._held:
             return None
         expected = view.time_s - self._latency_s < self.limits.latency_lost_s
         stale = [
@@ -172,14 +205,13 @@ class Regulator:
         ]
         if not stale:
             return None
-        return replace(plan, service=len(service.cores)), f"no fresh {' and '.join(stale)}: memcached keeps its cores"
+        return replace(plan, service=self._held), f"no fresh {' and '.join(stale)}: memcached keeps its cores"
 
     def _unhurried(self, plan: Plan, view: View) -> tuple[Plan, str] | None:
         """Memcached shrinks no more often than the limit, and not right after it grew."""
-        now = len(view.service.cores)
-        if plan.service >= now or view.time_s - self._changed_s >= self.limits.shrink_every_s:
+        if plan.service >= self._held or view.time_s - self._changed_s >= self.limits.shrink_every_s:
             return None
-        return replace(plan, service=now), f"shrinks at most every {self.limits.shrink_every_s:g} s"
+        return replace(plan, service=self._held), f"shrinks at most every {self.limits.shrink_every_s:g} s"
 
 
 def malformed(plan: object) -> str:

@@ -39,10 +39,11 @@ from colocate.jobs import JobState, load_catalogue
 from colocate.loop import Ending, run
 from colocate.metrics import MetricsWriter, metrics_path, read
 from colocate.move import OnExit
-from colocate.policy import load_policy
+from colocate.policy import choose
 from colocate.regulator import Limits
 from colocate.report.grade import Interval, grade, probed_intervals, reported_intervals
-from colocate.report.summary import Summary, policy_faults, summarize
+from colocate.report.summary import Summary, deciders, policy_faults, summarize
+from colocate.swap import controlled
 from colocate.topology import Topology, read_topology
 from colocate.view import Slo
 
@@ -74,6 +75,8 @@ class Settings:
     latency_from: Path | None = None
     probe_hz: float | None = None
     state_dir: Path | None = None
+    shadow: str | None = None
+    shadow_options: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -99,18 +102,21 @@ class Session:
     def run(self, show: Callable[[Controller], None] | None = None) -> Ending:
         """Run to the end; SIGINT, SIGTERM and SIGHUP end it in order."""
         self.begin_s = time.time()
-        with signals(self.doorbell.ring) as interrupted:
+        settings, ring = self.settings, self.doorbell.ring
+        state_dir = None if settings.dry_run else settings.state_dir or default_directory()
+        with signals(ring) as interrupted, controlled(state_dir, self.controller, ring) as take:
             return run(
                 self.host,
                 self.controller,
                 self.log,
-                period_s=self.settings.period_s,
+                period_s=settings.period_s,
                 metrics=self.metrics,
-                duration_s=self.settings.duration_s,
-                once=self.settings.once,
-                on_exit=self.settings.on_exit,
+                duration_s=settings.duration_s,
+                once=settings.once,
+                on_exit=settings.on_exit,
                 interrupted=interrupted,
                 show=show,
+                before=take,
             )
 
     def summary(self, ending: Ending, load: Path | None = None) -> Summary:
@@ -135,6 +141,7 @@ class Session:
             metrics=str(self.metrics.path),
             latency_source=source,
             warnings=(*ending.problems, *policy_faults(self.controller)),
+            **deciders(self.controller),
         )
 
     def _intervals(self, load: Path | None) -> tuple[list[Interval], str | None]:
@@ -164,7 +171,8 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
         UserError: something is wrong; then nothing has been touched.
     """
     jobs = load_catalogue(settings.jobs)
-    policy = load_policy(settings.policy, settings.options)
+    policy = choose(settings.policy, settings.options)
+    shadow = choose(settings.shadow, settings.shadow_options) if settings.shadow else None
     ip = local_address(settings.memcached_ip)
     affinity = ServiceAffinity(find(ip, settings.port, pid=settings.memcached_pid))
     topology = _managed(settings.cores, affinity.process.pid)
@@ -204,8 +212,9 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
         )
         try:
             controller = Controller(
-                jobs, policy, topology, host.deadline, slo=settings.slo, limits=Limits(), retries=settings.retries
-            )
+                jobs, policy.policy, topology, host.deadline,
+                slo=settings.slo, limits=Limits(), retries=settings.retries, label=policy.label, shadow=shadow,
+            )  # fmt: skip
             log = SchedulerLogger(settings.log_dir)
             if not settings.dry_run:
                 remember(affinity)

@@ -13,7 +13,7 @@ from colocate.eventlog import parse
 from colocate.jobs import JobState, load_catalogue
 from colocate.metrics import metrics_path
 from colocate.report.grade import Grade, grade, reported_intervals
-from colocate.report.summary import Summary, policy_faults, summarize
+from colocate.report.summary import Summary, deciders, policy_faults, summarize
 from colocate.sim.calibration import load_calibration
 from colocate.sim.run import Setup, Simulated
 from colocate.sim.traces import load_trace
@@ -134,6 +134,7 @@ def summary(run: Simulated, chosen: Setup, policy: str, load_path: Path | None) 
         metrics=str(metrics_path(run.log_path)),
         latency_source="the model",
         warnings=(*chosen.trace.warnings, *policy_faults(run.controller), *_unserved(run)),
+        **deciders(run.controller),
     )
 
 

@@ -101,6 +101,24 @@ port = _checked(_port)
 cores = _checked(_cores)
 
 
+def add_shadow(parser: argparse.ArgumentParser) -> None:
+    """The options of a policy that watches."""
+    add = parser.add_argument
+    add("--shadow", metavar="NAME", help="ask this policy, too, and tell where it would have done otherwise")
+    add("--shadow-set", action="append", default=[], metavar="OPTION=VALUE", help="an option of it; repeatable")
+
+
+def shadow_options(args: argparse.Namespace) -> tuple[str, ...]:
+    """What is set of the policy that watches.
+
+    Raises:
+        UserError: something is, but there is none.
+    """
+    if args.shadow_set and not args.shadow:
+        raise UserError("--shadow-set without --shadow", "say --shadow NAME, too")
+    return tuple(args.shadow_set)
+
+
 def parse_with_config(
     parser: argparse.ArgumentParser, argv: Sequence[str], ignored: Sequence[str] = ()
 ) -> argparse.Namespace:

@@ -58,6 +58,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     default = _DEFAULTS
     add("--policy", default=default.policy, metavar="NAME", help="name, FILE.py:CLASS or module:Class (%(default)s)")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="set an option of the policy; repeatable")
+    options.add_shadow(parser)
     add("--jobs", default=default.jobs, metavar="CATALOGUE", help="demo, cca-2023, cca-2026, FILE.toml (%(default)s)")
     add("--cores", type=options.cores, metavar="LIST", help="the cores it may manage, such as 0-3 (default: all)")
     add("--interval", type=options.seconds, default=default.period_s, metavar="TIME", help="the loop's period (50ms)")
@@ -107,6 +108,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
         latency_from=args.latency_from,
         probe_hz=args.probe_hz,
         state_dir=args.state_dir,
+        shadow=args.shadow,
+        shadow_options=options.shadow_options(args),
     )
 
 

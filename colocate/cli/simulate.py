@@ -13,7 +13,7 @@ from rich.console import Console
 
 from colocate.cli import options
 from colocate.cli.progress import RunView
-from colocate.policy import load_policy
+from colocate.policy import choose
 from colocate.report.summary import print_summary, to_json
 from colocate.session import signals
 from colocate.sim.run import simulate
@@ -50,6 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add = parser.add_argument
     add("--policy", default="reactive", metavar="NAME", help="name, FILE.py:CLASS or module:Class (%(default)s)")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="set an option of the policy; repeatable")
+    options.add_shadow(parser)
     add("--seed", type=options.count, metavar="N", help="of the load and of all that is random (the scenario's)")
     add("--typical", action="store_true", help="a machine without chance; only the load is drawn")
     add("--speed", type=options.factor, metavar="X", help="play it at X times real time, with live progress")
@@ -105,7 +106,9 @@ def sim_settings(args: argparse.Namespace) -> SimSettings:
 def simulate_command(args: argparse.Namespace) -> int:
     """Simulate; print the summary; the exit code is a live run's."""
     chosen = setup(sim_settings(args))
-    policy = load_policy(args.policy, args.set)
+    policy = choose(args.policy, args.set)
+    shadow_options = options.shadow_options(args)
+    shadow = choose(args.shadow, shadow_options) if args.shadow else None
     console = Console(stderr=True)
     with ExitStack() as stack:
         watched = args.speed is not None or args.verbose
@@ -113,9 +116,11 @@ def simulate_command(args: argparse.Namespace) -> int:
         interrupted = stack.enter_context(signals())
         run = simulate(
             chosen,
-            policy,
+            policy.policy,
             args.log_dir,
             metrics=True,
+            label=policy.label,
+            shadow=shadow,
             interrupted=interrupted,
             show=view.show if view else None,
             pace=_pace(args.speed, interrupted) if args.speed else None,

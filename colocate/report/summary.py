@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 from colocate.controller import Controller
 from colocate.metrics import finite
 from colocate.report.grade import Grade, Ratio, spread
+from colocate.shadow import Difference, told
 
 Summary = dict[str, Any]  # keys are fixed: they may be added to, never renamed
 
@@ -44,6 +46,8 @@ def summarize(grade: Grade, jobs: Mapping[str, Mapping[str, object]], **facts: o
         "mcperf": None,
         "source": "live",
         "policy": None,
+        "policies": [],
+        "shadow": None,
         "scenario": None,
         "seed": None,
         **facts,
@@ -66,10 +70,13 @@ def summarize(grade: Grade, jobs: Mapping[str, Mapping[str, object]], **facts: o
 def policy_faults(controller: Controller) -> tuple[str, ...]:
     """What must be said of a policy that failed: how often, how it began, and who decided then."""
     regulator = controller.regulator
-    if not regulator.strikes:
-        return ()
-    after = ", then the safe policy took over" if regulator.counts["fallback"] else ""
-    return (f"the policy failed {regulator.strikes} times{after}; at first: {regulator.first_fault}",)
+    return (*regulator.past_faults, *([regulator.fault] if regulator.fault else []))
+
+
+def deciders(controller: Controller) -> dict[str, object]:
+    """Who decided, for the summary: the policies that acted, one after the other, and what their shadow came to."""
+    shadow = controller.shadow
+    return {"policies": list(controller.policies), "shadow": asdict(shadow.figures()) if shadow else None}
 
 
 def to_json(summary: object) -> str:
@@ -105,6 +112,15 @@ def print_summary(summary: Summary, console: Console) -> None:
         latency = summary["p95_ms"]
         line(f"latency              median {latency['median']:.3f} ms, max {latency['max']:.3f} ms")
     line(f"moves                {summary['core_moves']} core sets, {summary['pauses']} pauses")
+    if len(summary["policies"]) > 1:
+        line(f"policies             {', then '.join(summary['policies'])}")
+    if shadow := summary["shadow"]:
+        share = f"another plan at {shadow['disagreements']} of {shadow['ticks']} ticks"
+        line(f"shadow               {shadow['policy']}: {share if shadow['ticks'] else 'no decision'}")
+        if shadow["service"] is not None:
+            line(f"  memcached's cores  {told(Difference(**shadow['service']))}", "dim")
+        if shadow["dropped"]:
+            line(f"  {'dropped':<19}{shadow['dropped']}", "yellow")
     for warning in summary["warnings"]:
         line(f"warning              {warning}", "yellow")
     line(f"log                  {summary['log']}")

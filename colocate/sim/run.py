@@ -14,7 +14,7 @@ from colocate.eventlog import SchedulerLogger
 from colocate.jobs import JobSpec
 from colocate.loop import Ending, run
 from colocate.metrics import MetricsWriter, metrics_path
-from colocate.policy import Policy
+from colocate.policy import Choice, Policy
 from colocate.regulator import Limits
 from colocate.sim.batch import BatchModel
 from colocate.sim.calibration import Calibration
@@ -118,6 +118,8 @@ def simulate(
     interrupted: Callable[[], int] = lambda: 0,
     show: Callable[[Controller], None] | None = None,
     pace: Callable[[float], None] | None = None,
+    label: str = "",
+    shadow: Choice | None = None,
 ) -> Simulated:
     """Run until every job has ended; write the event log (and the metrics) into `log_dir`.
 
@@ -130,6 +132,8 @@ def simulate(
         interrupted: the number of the signal that asks for the end, or 0.
         show: called after every tick.
         pace: called with the virtual time after each wait.
+        label: the policy's, for log and records.
+        shadow: a second policy, which is asked as well and never obeyed.
 
     Raises:
         UserError: a job has no figures, or the log cannot be written.
@@ -140,8 +144,9 @@ def simulate(
         machine, setup.threads, setup.calibration.delays, setup.noise(), setup.slo.percentile, pace, share=setup.share
     )
     controller = Controller(
-        setup.jobs, policy, setup.topology, host.deadline, slo=setup.slo, limits=limits, profile=setup.profile()
-    )
+        setup.jobs, policy, setup.topology, host.deadline,
+        slo=setup.slo, limits=limits, profile=setup.profile(), label=label, shadow=shadow,
+    )  # fmt: skip
     log = SchedulerLogger(log_dir, clock=lambda: BEGIN, now_s=host.now)
     log.custom_event("scheduler", f"{SIMULATED}{setup.calibration.name}")
     writer = MetricsWriter(metrics_path(log.path)) if metrics else None
