@@ -1,10 +1,10 @@
 """What memcached needs so that its SLO holds: learned while it runs, started from a calibration where there is one.
 
-Three things are learned. The CPU seconds that a request costs, which turn the CPU time of the last tick into the load of
-the last tick, long before `stats` tells it. And, for each setting, two brackets: the highest load and the longest
+Three things are learned. The CPU seconds that a request costs, which turn the CPU time of the last tick into the load
+of the last tick, long before `stats` tells it. And, for each setting, two brackets: the highest load and the longest
 run-queue delay with which the SLO has held, the lowest and the shortest with which it has not. What lies in the upper
 half of a bracket is not tried; what lies in the lower half is, and either way the bracket gets smaller, so that few
-trials are ever made. Settings have brackets of their own since threads that outnumber cores also queue behind each other.
+trials are ever made. Settings have brackets of their own, since threads that outnumber cores queue behind each other.
 
 A setting is what the policy can give memcached: a number of cores, and whether jobs share them.
 """
@@ -76,7 +76,7 @@ class _Known:
 
 @dataclass(slots=True)
 class _Failure:
-    """Trouble whose load is not known yet: the tick that shows it began before it."""
+    """Trouble whose load is not known yet: what shows it is older than the load, or younger."""
 
     setting: Setting
     until_s: float
@@ -87,7 +87,7 @@ class Sizing:
     """Watches one memcached and chooses what it is given.
 
     Args:
-        caution: share of the SLO's latency up to which a setting counts as one that holds, and of each limit that is used.
+        caution: share of the SLO's latency up to which a setting counts as one that holds.
         glance_s: seconds of run-queue delay that are looked at together; one tick says little.
         settle_s: seconds after a change of setting or load from which the latency tells of the new one.
         hold_s: seconds for which a lesser setting must have sufficed before it is taken.
@@ -97,7 +97,9 @@ class Sizing:
         trouble: what shows that memcached suffers in its present setting; empty when nothing does.
     """
 
-    def __init__(self, *, caution: float = 0.9, glance_s: float = 0.2, settle_s: float = 3.0, hold_s: float = 0.5) -> None:
+    def __init__(
+        self, *, caution: float = 0.9, glance_s: float = 0.2, settle_s: float = 3.0, hold_s: float = 0.5
+    ) -> None:
         self.load_qps = math.nan
         self.trouble = ""
         self._caution = caution
@@ -152,7 +154,8 @@ class Sizing:
         if math.isinf(load_qps) and self._cost_s:  # the least that fills its cores; what was told last may be older
             load_qps = _FULL * min(self._setting.cores, max(1, view.service.threads)) / self._cost_s
         if self.trouble and self._failure is None:
-            self._failure = _Failure(self._setting, now_s + _RISE_S, 1.0)
+            recent = (load for time_s, load in self._loads if time_s > now_s - _RISE_S and math.isfinite(load))
+            self._failure = _Failure(self._setting, now_s + _RISE_S, max(recent, default=1.0))
         if (failure := self._failure) is not None and math.isfinite(load_qps):
             failure.load_qps = max(failure.load_qps, load_qps)
             if now_s >= failure.until_s:

@@ -4,9 +4,9 @@ Nothing is tuned by hand: `colocate.sizing` learns while it runs what a request 
 delay each core count bears, and starts from a calibration where there is one. Growth comes at the tick that shows the
 load, by memcached's own CPU time; shrinking after the need has been less for a moment.
 
-What the benchmarks taught (docs/benchmarks.md): a fixed share of CPU as a threshold cost a fifth of the makespan; jobs lose
-least where memcached takes one thread of each physical core, as their siblings then are half idle; the order and the
-widths of jobs are worth as much as the cores.
+What the benchmarks taught (docs/benchmarks.md): a fixed share of CPU as a threshold cost a fifth of the makespan; jobs
+lose least where memcached takes one thread of each physical core, as their siblings then are half idle; the order and
+the widths of jobs are worth as much as the cores.
 """
 
 from colocate.policy import Packer, Plan, Policy, Setting, Sizing, View

@@ -3,8 +3,8 @@
 Handing over whole cores wastes what a core is not used for, and every rise in load is a race. At idle priority
 memcached pre-empts a job in microseconds: there is nothing to react to. What remains is what idle priority cannot help
 with: caches, memory bandwidth, shared pipelines. So jobs are taken from memcached's cores only when its load or its
-run-queue delay shows that even this hurts, the heaviest first. Source: our measurements on a 2-core machine (docs/policies.md);
-Lo et al., Heracles, ISCA 2015, for the order in which to fear things.
+run-queue delay shows that even this hurts, the heaviest first. Source: our measurements on a 2-core machine
+(docs/policies.md); Lo et al., Heracles, ISCA 2015, for the order in which to fear things.
 """
 
 from colocate.policy import ENDED, JobView, Packer, Plan, Policy, Setting, Sizing, View
