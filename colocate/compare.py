@@ -24,8 +24,9 @@ from colocate.controller import Controller
 from colocate.errors import UserError
 from colocate.policy import Policy, load_policy
 from colocate.report.comparison import Comparison, Outcome, comparison
+from colocate.sim.bound import LowerBound
 from colocate.sim.oracle import Bounds, bounds
-from colocate.sim.run import simulate
+from colocate.sim.run import Setup, simulate
 from colocate.simulation import LONGEST_S, SimSettings, graded, setup
 
 _MOST_SEEDS = 10_000
@@ -119,12 +120,20 @@ def play(settings: SimSettings, contender: Contender, log_dir: Path) -> Outcome:
         end_s=watch.end_s,
         complete=complete,
         slo_violation_ratio=ratio or 0.0,
+        unavoidable_ratio=_unavoidable(chosen, watch.end_s - makespan_s, watch.end_s),
         core_moves_per_min=60 * verdict.core_moves / makespan_s,
         useful_cycles_ratio=(machine.batch_cpu_s / makespan_s + service_cores) / len(chosen.topology.cores),
         share=watch.share,
         fell_back=run.controller.counts["fallback"] > 0,
         fault=watch.fault,
     )
+
+
+def _unavoidable(chosen: Setup, begin_s: float, end_s: float) -> float:
+    """The share of the load intervals between two times in which nobody can hold the SLO on this machine."""
+    bound, length_s = LowerBound(chosen, chosen.service()), chosen.trace.interval_s
+    indices = range(int(max(0.0, begin_s) // length_s), int(min(end_s, chosen.trace.duration_s) // length_s) + 1)
+    return sum(map(bound.hopeless, indices)) / len(indices)
 
 
 def oracle(settings: SimSettings, *, share: bool = False) -> Bounds:

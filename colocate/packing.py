@@ -103,15 +103,15 @@ class Packer:
     """Order and widths of jobs: most left first, so that all end together.
 
     Who has most to do runs, on cores of its own if there are such; whoever has less waits or is paused, until the
-    others have come down to it. For jobs that can be interrupted and run on any core this is the level algorithm, which is
-    optimal (Muntz & Coffman 1970, J. ACM 17; McNaughton 1959, Management Science 6). A paused job may resume on other
-    cores. Jobs run with one thread, which wastes nothing, but for two kinds. *Fillers* are the shortest of those that
-    scale well: they get threads for every core and come last, where they soak up what is left over. A job that would
-    outlast all others with one thread gets two, and the cores for them first.
+    others have come down to it. For jobs that can be interrupted and run on any core this is the level algorithm, which
+    is optimal (Muntz & Coffman 1970, J. ACM 17; McNaughton 1959, Management Science 6). A paused job may resume on
+    other cores. Jobs run with one thread, which wastes nothing, but for two kinds. *Fillers* are the shortest of those
+    that scale well: they get threads for every core and come last, where they soak up what is left over. A job that
+    would outlast all others with one thread gets two, and is a *gang*: it gets as many cores whenever it runs.
 
     What is left of a job is its work less the CPU it has used. Its work is its measured run time on one core, times
-    what a busy SMT sibling costs it (its sensitivity `cpu`), where there are siblings. Jobs without a measured run time are
-    taken as average ones and are not interrupted for each other.
+    what a busy SMT sibling costs it (its sensitivity `cpu`), where there are siblings. Jobs without a measured run time
+    are taken as average ones and are not interrupted for each other.
 
     Args:
         service_share: how much of each of memcached's cores is lost to the jobs, to guess the length of the run.

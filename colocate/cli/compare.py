@@ -31,7 +31,8 @@ examples:
 Options of a policy stand in brackets behind it; quote them, since brackets mean something to a shell. A seed means the
 same load, the same machine and the same noise to every policy. Intervals hold the true mean in 95 % of all cases
 (Student's t over the seeds). The second table has the differences to the first policy named, seed by seed: where zero
-is outside the interval the difference is more than chance (marked *). `useful` is the share of the machine's cycles in
+is outside the interval the difference is more than chance (marked *). `unavoidable` is the share of load intervals in which
+nobody can hold the SLO, as the machine that was drawn is too slow; it is part of the violations. `useful` is the share of the machine's cycles in
 which memcached or a job ran. `over oracle` is against the best schedule that is known, found with the whole load known
 in advance. Every figure is the model's, not a measurement.
 
@@ -104,12 +105,13 @@ def _print(found: Comparison, console: Console) -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     line(f"{found.scenario}, another load every {found.qps_interval_s:g} s, {seeds} seeds, simulated\n", "bold")
-    table = _table("policy", "makespan", "violations", "over oracle", "moves/min", "useful")
+    table = _table("policy", "makespan", "violations", "unavoidable", "over oracle", "moves/min", "useful")
     for row in rows:
         table.add_row(
             Text(row.policy),
             _seconds(row.makespan_s),
             _percent(row.slo_violation_ratio),
+            f"{row.unavoidable_ratio:.2%}",
             ("" if math.isnan(row.over_oracle) else f"{row.over_oracle:.3f}") + (" (sharing)" if row.share else ""),
             f"{row.core_moves_per_min:.1f}",
             f"{row.useful_cycles_ratio:.1%}",

@@ -28,6 +28,7 @@ class Outcome:
         complete: every job ended.
         useful_cycles_ratio: batch and memcached CPU over all cycles of the managed cores within the makespan;
             memcached's at its mean over the run.
+        unavoidable_ratio: share of its load intervals in which nobody could have held the SLO: the machine is too slow.
         share: the policy let jobs run on memcached's cores.
         fell_back: the policy failed so often that the safe one took over.
         fault: what its first failure was; empty without one.
@@ -39,6 +40,7 @@ class Outcome:
     end_s: float
     complete: bool
     slo_violation_ratio: float
+    unavoidable_ratio: float
     core_moves_per_min: float
     useful_cycles_ratio: float
     share: bool
@@ -51,6 +53,7 @@ class Row:
     """A policy over all seeds.
 
     Attributes:
+        unavoidable_ratio: mean share of load intervals in which nobody could have held the SLO.
         over_oracle: mean ratio of its time to the best that is known; with sharing where it shares.
         makespan_difference_s: its makespan less the first policy's, seed by seed.
         slo_violation_difference: the same of the ratio of violations.
@@ -62,6 +65,7 @@ class Row:
     share: bool
     makespan_s: Estimate
     slo_violation_ratio: Estimate
+    unavoidable_ratio: float
     over_oracle: float
     core_moves_per_min: float
     useful_cycles_ratio: float
@@ -179,6 +183,7 @@ def _row(runs: Sequence[Outcome], first: Sequence[Outcome], oracles: Sequence[Ma
         share=share,
         makespan_s=estimate([run.makespan_s for run in runs]),
         slo_violation_ratio=estimate([run.slo_violation_ratio for run in runs], 0.0, 1.0),
+        unavoidable_ratio=statistics.fmean(run.unavoidable_ratio for run in runs),
         over_oracle=(
             statistics.fmean(run.end_s / each[kind].best_s for run, each in zip(runs, oracles, strict=True))
             if all(run.complete for run in runs) and all(math.isfinite(each[kind].best_s) for each in oracles)

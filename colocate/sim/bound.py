@@ -75,7 +75,7 @@ class LowerBound:
         self._crowd = Surroundings(
             siblings_busy=1.0,
             batch_cores=float(self._cores),
-            memory=sum(self._figures[job.name].memory * job.threads for job in setup.jobs),
+            memory=sum(self._figures[job.name].memory * self._cores for job in setup.jobs),
             shared_idle=float(share),
         )
         self._options: dict[tuple[float, int], list[_Option]] = {}
@@ -87,8 +87,8 @@ class LowerBound:
         ends_s = [self._together_s(exponent) for exponent in (_PRICES if self._paired else (0.0,))]
         for job in self._setup.jobs:
             figures, work_s = self._figures[job.name], self._work_s[job.name]
-            fastest = self._fastest(job.threads, figures.crowding)  # first one thread works, then all
-            ends_s.append(self._end_s(work_s * (1 - figures.serial), fastest, work_s * figures.serial))
+            # First one thread works, then all, as many as are best.
+            ends_s.append(self._end_s(work_s * (1 - figures.serial), self._fastest, work_s * figures.serial))
         return max(ends_s)
 
     def hopeless(self, index: int) -> bool:
@@ -173,12 +173,9 @@ class LowerBound:
         splits = range(max(0, option.count - pairs), option.count // 2 + 1)  # pairs that it has wholly
         return max((option.count - 2 * whole) * beside + 2 * (pairs - option.count + whole) * both for whole in splits)
 
-    def _fastest(self, threads: int, crowding: float) -> Callable[[_Option], float]:
-        """Work a second of one job that has everything which memcached leaves."""
-        if self._share:
-            return lambda option: min(float(threads), self._cores - option.count * option.busy)
-        rates = [min(threads, w) / (1.0 + crowding * max(0.0, threads / w - 1.0)) for w in range(1, self._cores + 1)]
-        return lambda option: max(rates[: self._cores - option.count], default=0.0)
+    def _fastest(self, option: _Option) -> float:
+        """Work a second of one job that has everything which memcached leaves, and a thread for each core of it."""
+        return self._cores - option.count * (option.busy if self._share else 1.0)
 
 
 class _Together:
@@ -190,7 +187,7 @@ class _Together:
     """
 
     def __init__(self, setup: Setup, figures: Mapping[str, JobFigures], prices: Mapping[str, float]) -> None:
-        self._widths = {job.name: job.threads * prices[job.name] for job in setup.jobs}
+        self._widths = {job.name: len(setup.topology.cores) * prices[job.name] for job in setup.jobs}
         # A core that is worth less than its price, being slowed, makes more traffic for its worth, never less.
         self._traffic = {name: figures[name].memory / price for name, price in prices.items()}
         self._sensitivity = {name: job.sensitivity for name, job in figures.items()}

@@ -10,7 +10,7 @@ the same noise as every policy meets, but its moves take no time. It is searched
   the fewest that serve most.
 - The jobs share the other cores as in list scheduling, the one with most work left first (LPT; Graham 1969, SIAM J.
   Appl. Math. 17), with one core while only one of its threads works. Spare cores widen them in the same order.
-- Order, widths and whether a job may be paused for another are improved by a seeded local search.
+- Order, widths, thread counts and whether a job may be paused for another are improved by a seeded local search.
 - With sharing, jobs that are left over get memcached's cores at idle priority.
 
 It is a heuristic: a policy may happen to do better, by meeting a load late within what the SLO allows. Then its own
@@ -25,7 +25,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from colocate.cores import CoreSet
-from colocate.jobs import JobSpec
 from colocate.placement import Assignment, place
 from colocate.sim.bound import LowerBound
 from colocate.sim.machine import Machine
@@ -34,7 +33,8 @@ from colocate.sim.service import ServiceModel, Surroundings
 
 _CALM = Surroundings()
 _EFFORT = 4000  # parts of the load that the search may play
-_FEWEST = 6  # schedules that it tries
+_FEWEST = 8  # schedules that it tries
+_WIDENED = 0.4  # of the changes are of width and threads, the others of urgency
 _REPAIRS = 8  # times that one schedule is played to find out where memcached needs more
 
 
@@ -91,11 +91,13 @@ class _Rule:
     Attributes:
         urgency: by job; times the work that is left it says who comes first.
         widths: cores by job before there are spare ones.
+        threads: by job.
         swap: whether a job may be paused for a more urgent one.
     """
 
     urgency: Mapping[str, float]
     widths: Mapping[str, int]
+    threads: Mapping[str, int]
     swap: bool
 
 
@@ -116,8 +118,9 @@ def _search(stage: _Stage, tries: int) -> _Play:
     jobs = stage.setup.jobs
     draw = random.Random(f"{stage.setup.seed}/oracle")  # noqa: S311 -- a search, no secret
     even = {job.name: 1.0 for job in jobs}
-    narrow, wide = {job.name: 1 for job in jobs}, {job.name: job.threads for job in jobs}
-    starts = [_Rule(even, widths, swap) for widths in (narrow, wide) for swap in (False, True)]
+    one, given = {job.name: 1 for job in jobs}, {job.name: job.threads for job in jobs}
+    kinds = ((one, one), (one, given), (given, given))
+    starts = [_Rule(even, widths, threads, swap) for widths, threads in kinds for swap in (False, True)]
     best_rule, best = min(((rule, stage.play(rule)) for rule in starts), key=lambda pair: pair[1].rank)
     for _ in range(min(tries, max(_FEWEST, _EFFORT // max(1, len(best.steps)))) - len(starts)):
         rule = _neighbour(best_rule, stage, draw)
@@ -128,10 +131,16 @@ def _search(stage: _Stage, tries: int) -> _Play:
 
 
 def _neighbour(rule: _Rule, stage: _Stage, draw: random.Random) -> _Rule:
-    """The same with one job more or less urgent, or of another width."""
+    """The same with one job more or less urgent, or of other width and threads."""
     job = draw.choice(stage.setup.jobs)
-    if job.threads > 1 and draw.random() < 0.3:
-        return replace(rule, widths={**rule.widths, job.name: draw.randint(1, job.threads)})
+    counts = sorted({1, job.threads, *(n for n in job.runtime_s if n <= len(stage.setup.topology.cores))})
+    if len(counts) > 1 and draw.random() < _WIDENED:
+        threads = draw.choice(counts)
+        return replace(
+            rule,
+            threads={**rule.threads, job.name: threads},
+            widths={**rule.widths, job.name: draw.randint(1, threads)},
+        )
     return replace(rule, urgency={**rule.urgency, job.name: rule.urgency[job.name] * draw.lognormvariate(0.0, 0.7)})
 
 
@@ -255,9 +264,8 @@ class _Stage:
             urgency = rule.urgency[name] * (1.0 - done[name]) * self._work_s[name]
             return not rule.swap and name not in machine.jobs, -urgency
 
-        order = [job for job in self.setup.jobs if job.name in names]
-        order.sort(key=lambda job: rank(job.name))
-        useful = {job.name: 1 if done[job.name] < figures[job.name].serial else job.threads for job in order}
+        order = sorted((job.name for job in self.setup.jobs if job.name in names), key=rank)
+        useful = {name: 1 if done[name] < figures[name].serial else rule.threads[name] for name in order}
         first = {name: min(width, rule.widths[name]) for name, width in useful.items()}
         widths = _dealt(len(topology.cores - service), dict.fromkeys(useful, 0), first, useful)
         target = place(len(service), widths, Assignment(service, held), topology)
@@ -270,8 +278,8 @@ class _Stage:
             for name, width in wider.items():
                 extra, free = free[: width - widths[name]], free[width - widths[name] :]
                 cores[name] |= frozenset(extra)
-        for job in order:
-            _give(machine, job, cores[job.name])
+        for name in order:
+            _give(machine, name, rule.threads[name], cores[name])
         return dict(target.jobs)
 
 
@@ -286,17 +294,17 @@ def _dealt(cores: int, has: Mapping[str, int], first: Mapping[str, int], most: M
     return widths
 
 
-def _give(machine: Machine, job: JobSpec, cores: CoreSet) -> None:
+def _give(machine: Machine, job: str, threads: int, cores: CoreSet) -> None:
     """Bring a job to these cores: start, resize, pause or resume it."""
-    if job.name not in machine.jobs:
+    if job not in machine.jobs:
         if cores:
-            machine.start(job.name, job.threads, cores)
+            machine.start(job, threads, cores)
         return
-    now = machine.jobs[job.name]
+    now = machine.jobs[job]
     if cores and cores != now.cores:
-        machine.resize(job.name, cores)
+        machine.resize(job, cores)
     if now.paused == bool(cores):
-        machine.pause(job.name, paused=not cores)
+        machine.pause(job, paused=not cores)
 
 
 _NOWHERE: CoreSet = frozenset()
