@@ -75,8 +75,11 @@ class Tuner:
     So that it can be measured when nothing else changes, the period is in turn `probe` times longer and shorter than
     the centre, which also lets a slow drift of the latency cancel out. The first window halves the centre, as Omar does,
     or doubles it where the budget held nothing back: then halving would change nothing. Later a centre that holds
-    nothing back grows by `probe` a window, since no slope can be seen from there. Two windows with nearly the same rate,
+    nothing back, two windows long, grows by `probe` a window to `probe` times the pace at which moves are wanted: all shorter ones are alike. Two windows with nearly the same rate,
     or one without a latency, make no step.
+
+    The lowest latency is worth nothing where any latency up to `good_ms` will do: all up to there count as equal, and a
+    window with no other brings the centre half of the way back to where it began.
 
     Args:
         period_s: the centre to begin with.
@@ -84,13 +87,24 @@ class Tuner:
         window_s: least length of a window; it lasts until a few tokens have come.
         probe: the factor by which the period swings around the centre.
         rate: the longest usual step of the centre's logarithm.
+        good_ms: latencies up to this are as good as any.
     """
 
     def __init__(
-        self, period_s: float, range_s: tuple[float, float], window_s: float, probe: float = 1.4, rate: float = 0.2
+        self,
+        period_s: float,
+        range_s: tuple[float, float],
+        window_s: float,
+        probe: float = 1.4,
+        rate: float = 0.2,
+        good_ms: float = 0.0,
     ) -> None:
         self.centre_s = period_s
+        self.good_ms = good_ms
         self.windows = 0
+        self._start_s = period_s
+        self._first = True
+        self._held_before = False  # in the last window
         self._range_s = range_s
         self._window_s = window_s
         self._probe = probe
@@ -98,6 +112,7 @@ class Tuner:
         self._begin_s: float | None = None
         self._moves = 0
         self._held = False
+        self._good = True  # whether every latency was
         self._logs = (0, 0.0)  # of the latencies in this window: how many, and their sum
         self._before: tuple[float, float] | None = None  # the last window's log rate and mean log latency
 
@@ -123,24 +138,29 @@ class Tuner:
         passed_s = now_s - self._begin_s
         if latency_ms is not None and 0 < latency_ms < math.inf and passed_s >= _SETTLES * length_s:
             count, total = self._logs
-            self._logs = (count + 1, total + math.log(latency_ms))
+            self._logs = (count + 1, total + math.log(max(latency_ms, self.good_ms)))
+            self._good = self._good and latency_ms <= self.good_ms
         if passed_s >= length_s:
             self._close(passed_s)
-            self._begin_s, self._moves, self._held, self._logs = now_s, 0, False, (0, 0.0)
+            self._begin_s, self._moves, self._held, self._good, self._logs = now_s, 0, False, True, (0, 0.0)
 
     def _close(self, passed_s: float) -> None:
         """A window is over: a step, if there is a slope."""
         count, total = self._logs
         rate = math.log((self._moves + _STRAY_MOVES) / passed_s)
         seen = (rate, total / count) if count else None
-        if self.windows == 0:
+        if count and self._good:
+            self._scale(math.sqrt(self._start_s / self.centre_s))
+        elif self._first:
+            self._first = False
             self._scale(0.5 if self._held else 2.0)
-        elif self._moves and not self._held:
-            self._scale(self._probe)
+        elif self._moves and not self._held and not self._held_before:
+            wanted_s = passed_s / self._moves
+            self._scale(max(1.0, min(self._probe, self._probe * wanted_s / self.centre_s)))
         elif seen and self._before and abs(change := rate - self._before[0]) >= _LEAST_CHANGE:
             slope = max(-1.0, min(1.0, (seen[1] - self._before[1]) / change))
             self._scale(math.exp(-self._adam.step(slope)))  # to move more often is a shorter period
-        self._before = seen
+        self._before, self._held_before = seen, self._held
         self.windows += 1
 
     def _scale(self, factor: float) -> None:

@@ -23,8 +23,8 @@ class Mixed(Policy):
     where its run-queue delay or its latency tell of trouble, it grows at once whatever the budget says. Uses at which the
     latency proved good (with `easy` to spare) widen the calm, trouble narrows it.
 
-    One token comes every `period_s`. A change of memcached's cores costs one, and so does each running job whose cores
-    are changed with it; what follows from the end of a job is free. With nothing left only emergencies move, on credit
+    One token comes every `period_s`. A change of memcached's cores costs one, and so does each change of a running job's
+    cores for another reason; what follows from either, or from the start or the end of a job, is free. With nothing left only emergencies move, on credit
     down to `-borrow`; growth in an emergency beyond that is remitted. The period is tuned (`colocate.pacing.Tuner`).
 
     Options:
@@ -42,6 +42,8 @@ class Mixed(Policy):
         period_s: between two tokens, at first.
         borrow: how far below zero the balance may go (Omar: 8).
         window_s: over which a rate of moves and its latency are compared.
+        concern: share of the SLO up to which one latency is as good as another: fewer moves are not worth it then.
+        reach: by what factor the tuned period may be shorter or longer than `period_s`.
         tune: whether the period follows the latency.
         ahead: whether forecasts are used.
         memory_s: time constant of what is known of each job's load.
@@ -61,6 +63,8 @@ class Mixed(Policy):
     period_s: float = 2.0
     borrow: float = 8.0
     window_s: float = 30.0
+    concern: float = 0.75
+    reach: float = 8.0
     tune: bool = True
     ahead: bool = True
     memory_s: float = 10.0
@@ -68,12 +72,13 @@ class Mixed(Policy):
     def prepare(self) -> None:
         """Start with a full budget and nothing known."""
         self.tokens = Tokens(self.period_s, self.borrow, self.borrow)
-        self.tuner = Tuner(self.period_s, (min(0.25, self.period_s), max(60.0, self.period_s)), self.window_s)
+        self.tuner = Tuner(self.period_s, (self.period_s / self.reach, self.period_s * self.reach), self.window_s)
         self.loads = JobLoads(self.memory_s)
         self._forecast = LoadForecast()
         self._needs: deque[tuple[float, int]] = deque()  # (when, how many), falling: the first is the highest
         self._trouble: dict[int, tuple[float, float]] = {}  # core count -> (when, CPU use at which it was too few)
         self._proved: dict[int, float] = {}  # core count -> CPU use at which the latency was good
+        self._strained_s = float("-inf")  # when it last used more than its cores carry in calm
         self._cores = (0, float("-inf"))  # its core count, and since when
         self._service = 0  # planned last
         self._shares: dict[str, int] = {}  # planned last
@@ -95,6 +100,7 @@ class Mixed(Policy):
         if self.tune:
             latency = view.service.latency_ms
             seen_ms = latency.value if latency.fresh(1.0) else None
+            self.tuner.good_ms = self.concern * view.slo.latency_ms
             self.tuner.tick(now_s, moves, seen_ms, held=held_back or kept)
             self.tokens.period_s = self.tuner.period_s
         self._service, self._shares = service, shares
@@ -116,6 +122,9 @@ class Mixed(Policy):
                 return need, reason, False
             return now, f"no token for {need} cores, {reason}", True
         wanted = max(need, soon, min(now, self._needs[0][1]))
+        latency = view.service.latency_ms
+        if wanted < now and latency.fresh(1.0) and (latency.value or 0.0) > view.slo.latency_ms:
+            return now, f"p{view.slo.percentile:g} is still {latency.value:.2f} ms", False
         if wanted == now:
             return now, f"holding {now} for {hold_s:g} s, {reason}" if need < now else reason, False
         if self.tokens.balance > 0 or self._service == wanted:
@@ -135,11 +144,13 @@ class Mixed(Policy):
         left_s = seen.change_s - view.time_s
         due = 0
         if seen.level is not None:
-            due = min(self._widest(view), self._enough(view, seen.level + seen.error))
+            due = self._enough(view, seen.level + seen.error)
         lead_s = 2 * seen.late_s + 2 * self._tick_s
         if due > now and left_s <= lead_s and self._late_hurts(view, seen):
             return self.hold_s, due, f"{seen.level:.2f} cores of CPU due in {max(0.0, left_s):.1f} s ({seen.method})"
         calm_s = left_s - 2 * seen.late_s if seen.change_s < math.inf else 0.0  # for which the load stays as it is
+        if view.time_s - self._strained_s < self.settle_s:  # it may have fallen behind, and has to catch up
+            return self.settle_s, 0, ""
         steady = calm_s > self.hold_s and view.time_s - self._forecast.changed_s > self.sure_s
         return (self.sure_s if steady or 0 < due <= need else self.hold_s), 0, ""
 
@@ -155,13 +166,15 @@ class Mixed(Policy):
         if used is None:
             return _EMERGENCY, max(now, widest), "nothing measured yet"
         enough = self._enough(view, used)
+        if used > self._calm(view, now):
+            self._strained_s = view.time_s
         if trouble := self._trouble_seen(view, now, used):
             self._trouble[now] = (view.time_s, used)
             self._proved.pop(now, None)
-            return _EMERGENCY, max(now, widest), trouble
+            return _EMERGENCY, min(view.total_cores, max(now + 1, widest)), trouble  # beyond its threads: fewer neighbours
         if used > self._most(view, now, 0.0) and now < widest:
             return _EMERGENCY, max(enough, widest), f"uses {used:.2f} of {now} cores"
-        return (_BAND if enough > now else _CALM), min(enough, widest), f"needs {used:.2f} cores"
+        return (_BAND if enough > now else _CALM), enough, f"needs {used:.2f} cores"
 
     def _enough(self, view: View, used: float) -> int:
         """The least core count that carries this CPU use in calm."""
@@ -170,6 +183,8 @@ class Mixed(Policy):
     def _calm(self, view: View, cores: int) -> float:
         """The CPU use up to which so many cores give no trouble, as far as is known."""
         calm = max(self._most(view, cores, self.sigmas), 1.1 * self._proved.get(cores, 0.0))
+        if cores >= self._widest(view):
+            calm = math.inf  # a core beyond its threads is no use, unless it proved to keep neighbours off
         when_s, used = self._trouble.get(cores, (float("-inf"), 0.0))
         return min(calm, 0.9 * used) if view.time_s - when_s < self.remember_s else calm
 
@@ -208,8 +223,8 @@ class Mixed(Policy):
         latency_ms = self._settled_ms(view)
         if not 0 < latency_ms <= self.easy * view.slo.latency_ms or view.time_s - self._forecast.changed_s < self.settle_s:
             return
-        use = view.window("cpu_cores", self.settle_s)
-        if use.samples and use.mean > self._proved.get(now, 0.0):
+        use, seen = view.window("cpu_cores", self.settle_s), view.window("latency_ms", self.settle_s)
+        if seen.maximum <= self.easy * view.slo.latency_ms and use.mean > self._proved.get(now, 0.0):
             self._proved[now] = use.mean
 
     def _shared(self, view: View, service: int) -> tuple[dict[str, int], int, bool]:
@@ -225,7 +240,9 @@ class Mixed(Policy):
         fits = sum(before.get(job.name, 0) for job in left) <= view.total_cores - service
         if not resized and not new and changed and fits and self.tokens.balance <= 0:
             return {job.name: before.get(job.name, 0) for job in left}, 0, True
-        return wished, 0 if new and not resized else changed + (resized and self._service > 0), False
+        if resized:
+            return wished, int(self._service > 0), False  # the jobs' changes follow from it
+        return wished, 0 if new else changed, False
 
 
 class JobLoads:
