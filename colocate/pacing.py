@@ -74,9 +74,9 @@ class Tuner:
     1 on any machine (for `base * (1 + a * rate + b / rate)`). The slope between two windows is a finite difference.
     So that it can be measured when nothing else changes, the period is in turn `probe` times longer and shorter than
     the centre, which also lets a slow drift of the latency cancel out. The first window halves the centre, as Omar does,
-    or doubles it where the budget held nothing back: then halving would change nothing. Later a centre that holds
-    nothing back, two windows long, grows by `probe` a window to `probe` times the pace at which moves are wanted: all shorter ones are alike. Two windows with nearly the same rate,
-    or one without a latency, make no step.
+    or doubles it where the budget held nothing back: then halving would change nothing. Two windows with nearly the same
+    rate, or one without a latency, make no step; but where the budget also held nothing back, the centre grows by `probe`
+    a window, up to `probe` times the pace at which moves are wanted: all shorter ones are alike.
 
     The lowest latency is worth nothing where any latency up to `good_ms` will do: all up to there count as equal, and a
     window with no other brings the centre half of the way back to where it began.
@@ -104,7 +104,6 @@ class Tuner:
         self.windows = 0
         self._start_s = period_s
         self._first = True
-        self._held_before = False  # in the last window
         self._range_s = range_s
         self._window_s = window_s
         self._probe = probe
@@ -154,13 +153,12 @@ class Tuner:
         elif self._first:
             self._first = False
             self._scale(0.5 if self._held else 2.0)
-        elif self._moves and not self._held and not self._held_before:
-            wanted_s = passed_s / self._moves
-            self._scale(max(1.0, min(self._probe, self._probe * wanted_s / self.centre_s)))
         elif seen and self._before and abs(change := rate - self._before[0]) >= _LEAST_CHANGE:
             slope = max(-1.0, min(1.0, (seen[1] - self._before[1]) / change))
             self._scale(math.exp(-self._adam.step(slope)))  # to move more often is a shorter period
-        self._before, self._held_before = seen, self._held
+        elif self._moves and not self._held:
+            self._scale(max(1.0, min(self._probe, self._probe * passed_s / self._moves / self.centre_s)))
+        self._before = seen
         self.windows += 1
 
     def _scale(self, factor: float) -> None:
