@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, pstdev
 
 _BLOCK_S = 0.25  # a look at one tick says little of a load
@@ -18,7 +19,7 @@ _SLOT_S = 2.0  # what passes for an interval of the load while it shows none
 _STEP_SHARE, _STEP_CORES = 0.06, 0.02  # a smaller change of the level is none
 _STEP_SIGMAS = 5.0
 _CHANGES = 12  # remembered
-_FIT_CHANGES = 5  # needed before a clock is believed: four gaps that agree
+_FIT_CHANGES = 6  # needed before a clock is believed: five gaps that agree
 _FIT_SHARE = 0.1  # of the interval: a clock that errs more is none
 _AGREE = 0.8  # of the changes must fit; the others are noise
 _LEAST_S = 0.75  # no shorter interval can be told from noise
@@ -27,6 +28,7 @@ _RESTART = 0.2  # an interval that differs by more is another one
 _LEVELS = 64  # remembered
 _TRIALS = 8  # forecasts that a method must have made; by then chance looks like skill in one series of a thousand
 _JUDGED = 12  # the errors that count
+_RUNNING = 4  # blocks that tell the level of an interval that is not over
 _SKILL = 0.5  # a method's error over the spread of the levels, above which it is no better than a guess
 
 
@@ -72,7 +74,7 @@ class ChangeClock:
         if len(self._seen) < _FIT_CHANGES:
             return
         times = list(self._seen)
-        gaps = [(b - a) / parts for a, b in zip(times, times[1:], strict=False) for parts in range(1, _MISSED + 1)]
+        gaps = [(b - a) / parts for a, b in pairwise(times) for parts in range(1, _MISSED + 1)]
         tried = [(index // _MISSED, gap) for index, gap in enumerate(gaps) if gap >= _LEAST_S]
         for first, gap_s in sorted(tried, key=lambda one: -one[1]):  # half of an interval fits as well, but says less
             count, interval_s, anchor_s, late_s = _line(times, first, gap_s)
@@ -88,7 +90,7 @@ class ChangeClock:
 
 
 def _line(times: Sequence[float], first: int, gap_s: float) -> tuple[int, float, float, float]:
-    """A regular grid through most of the times, grown from one gap: inliers, interval, phase, root mean square error."""
+    """A regular grid through most of the times, grown from one gap: how many fit, interval, phase, error (rms)."""
     zero_s = times[first]
     on = [(0, 0.0)]  # number and time after `zero_s` of the changes that fit
     interval_s, anchor_s = gap_s, 0.0
@@ -118,8 +120,12 @@ class Levels:
             self._errors.setdefault(method, deque(maxlen=_JUDGED)).append(guess - level)
         self._levels.append(level)
 
-    def forecast(self) -> tuple[float, float, str] | None:
-        """The next level, its error, and the method; None while none is any good."""
+    def forecast(self, running: float | None = None) -> tuple[float, float, str] | None:
+        """The next level, its error, and the method; None while none is any good.
+
+        Args:
+            running: the level of an interval that is not over yet, if there is one: the next is the one after it.
+        """
         rated = {m: rms(e) for m, e in self._errors.items() if len(e) >= _TRIALS}
         if not rated:
             return None
@@ -127,10 +133,10 @@ class Levels:
         recent = list(self._levels)[-2 * _JUDGED :]
         if rated[method] > max(_SKILL * pstdev(recent), _STEP_SHARE * fmean(recent)):
             return None
-        return self._guesses()[method], rated[method], method
+        return self._guesses(running)[method], rated[method], method
 
-    def _guesses(self) -> Mapping[str, float]:
-        levels = list(self._levels)
+    def _guesses(self, running: float | None = None) -> Mapping[str, float]:
+        levels = [*self._levels, *([] if running is None else [running])]
         if len(levels) < 2:
             return {}
         seasons = {f"season {s}": levels[-s] for s in range(2, len(levels) // 2 + 1)}
@@ -167,7 +173,7 @@ class LoadForecast:
     def forecast(self, now_s: float) -> Forecast:
         """What is expected from now on."""
         interval_s = self.clock.interval_s if self.clock.known else _SLOT_S
-        found = self.levels.forecast()
+        found = self.levels.forecast(fmean(self._slot[-_RUNNING:]) if self._slot else None)
         level, error, method = found or (None, math.inf, "")
         return Forecast(self.clock.next_s(now_s), self.clock.late_s, interval_s, level, error, method)
 
@@ -192,8 +198,8 @@ class LoadForecast:
         if len(self._steady) < 2:
             return False
         level = fmean(self._steady)
-        least = max(_STEP_CORES, _STEP_SHARE * level, _STEP_SIGMAS * pstdev(self._steady) if len(self._steady) > 3 else 0)
-        return abs(load - level) > least
+        noise = pstdev(self._steady) if len(self._steady) > _RUNNING else 0.0
+        return abs(load - level) > max(_STEP_CORES, _STEP_SHARE * level, _STEP_SIGMAS * noise)
 
     def _turn(self, now_s: float) -> None:
         """An interval of the load is over: its level is what it was in its middle."""

@@ -12,7 +12,7 @@ import math
 _BETA1, _BETA2 = 0.9, 0.999  # Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015), section 2
 _NOISE = 0.1  # a slope (log latency by log rate, so between -1 and 1) below this is not worth following
 _SETTLES = 1 / 3  # of a window: until then its latency may still tell of the window before
-_LEAST_CHANGE = 0.1  # of the log rate; over less than that a slope is 0/0
+_LEAST_CHANGE = 0.25  # of the log rate (the probe makes 0.67); less is chance, and a slope over it near 0/0
 _LEAST_TOKENS = 6  # a window in which fewer come tells little of a rate
 _STRAY_MOVES = 0.5  # added to each count, so that also none has a logarithm
 
@@ -32,6 +32,11 @@ class Tokens:
         self.most = most
         self.balance = most
         self._now_s: float | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a whole token; more may then be spent at once, on credit."""
+        return self.balance >= 1.0
 
     def earn(self, now_s: float) -> None:
         """Add what has come since the last time."""
@@ -73,10 +78,10 @@ class Tuner:
     Everything is in logarithms: a period may be wrong by a factor, and the slope of the latency is then between -1 and
     1 on any machine (for `base * (1 + a * rate + b / rate)`). The slope between two windows is a finite difference.
     So that it can be measured when nothing else changes, the period is in turn `probe` times longer and shorter than
-    the centre, which also lets a slow drift of the latency cancel out. The first window halves the centre, as Omar does,
-    or doubles it where the budget held nothing back: then halving would change nothing. Two windows with nearly the same
-    rate, or one without a latency, make no step; but where the budget also held nothing back, the centre grows by `probe`
-    a window, up to `probe` times the pace at which moves are wanted: all shorter ones are alike.
+    the centre, which also lets a slow drift of the latency cancel out. The first window halves the centre, as Omar
+    does, or doubles it where the budget held nothing back: then halving would change nothing. Two windows with nearly
+    the same rate, or one without a latency, make no step; but where the budget also held nothing back, the centre grows
+    by `probe` a window, up to `probe` times the pace at which moves are wanted: all shorter ones are alike.
 
     The lowest latency is worth nothing where any latency up to `good_ms` will do: all up to there count as equal, and a
     window with no other brings the centre half of the way back to where it began.

@@ -8,7 +8,19 @@ may not wait, a budget whose rate follows the measured slope of the latency, and
 import math
 from collections import deque
 
-from colocate.policy import ENDED, Forecast, JobState, JobView, LoadForecast, Plan, Policy, Tokens, Tuner, View, share_out
+from colocate.policy import (
+    ENDED,
+    Forecast,
+    JobState,
+    JobView,
+    LoadForecast,
+    Plan,
+    Policy,
+    Tokens,
+    Tuner,
+    View,
+    share_out,
+)
 
 _GLANCE_S, _GLANCES = 0.25, 4  # one look of 50 ms at the run-queue delay says little
 _CALM, _BAND, _EMERGENCY = range(3)
@@ -18,14 +30,15 @@ class Mixed(Policy):
     """Reacts in two bands, paces its moves, and uses what can be forecast of the load.
 
     Memcached's CPU use is held against what its cores carry: `Profile.holds_qps` where there is a calibration, else
-    `high` and `full` of them. Up to the use that even a slow machine carries all is calm. Above it, in the band, it grows
-    while the budget lasts. Where the typical machine breaks the SLO, where a wider set is the only way to see its need, or
-    where its run-queue delay or its latency tell of trouble, it grows at once whatever the budget says. Uses at which the
-    latency proved good (with `easy` to spare) widen the calm, trouble narrows it.
+    `high` and `full` of them. Up to the use that even a slow machine carries all is calm. Above it, in the band, it
+    grows while the budget lasts. Where the typical machine breaks the SLO, where its need is hidden, or where its
+    run-queue delay or its latency tell of trouble, it grows at once whatever the budget says. Uses at which the latency
+    proved good widen the calm, trouble narrows it.
 
-    One token comes every `period_s`. A change of memcached's cores costs one, and so does each change of a running job's
-    cores for another reason; what follows from either, or from the start or the end of a job, is free. With nothing left only emergencies move, on credit
-    down to `-borrow`; growth in an emergency beyond that is remitted. The period is tuned (`colocate.pacing.Tuner`).
+    One token comes every `period_s`. A change of memcached's cores costs one, and so does each change of a running
+    job's cores for another reason; what follows from either, or from a job's start or end, is free. With nothing left
+    only emergencies move, on credit down to `-borrow`; growth in an emergency beyond that is remitted. The period is
+    tuned (`colocate.pacing.Tuner`).
 
     Options:
         high: share of its cores that it may use in the calm, without a calibration (as `reactive`).
@@ -118,7 +131,7 @@ class Mixed(Policy):
         if soon > max(now, need):
             band, need, reason = max(band, _BAND), soon, why
         if need > now:
-            if band == _EMERGENCY or self.tokens.balance > 0 or self._service == need:
+            if band == _EMERGENCY or self.tokens.any or self._service == need:
                 return need, reason, False
             return now, f"no token for {need} cores, {reason}", True
         wanted = max(need, soon, min(now, self._needs[0][1]))
@@ -127,7 +140,7 @@ class Mixed(Policy):
             return now, f"p{view.slo.percentile:g} is still {latency.value:.2f} ms", False
         if wanted == now:
             return now, f"holding {now} for {hold_s:g} s, {reason}" if need < now else reason, False
-        if self.tokens.balance > 0 or self._service == wanted:
+        if self.tokens.any or self._service == wanted:
             return wanted, reason, False
         return now, f"no token for {wanted} cores, {reason}", True
 
@@ -171,7 +184,8 @@ class Mixed(Policy):
         if trouble := self._trouble_seen(view, now, used):
             self._trouble[now] = (view.time_s, used)
             self._proved.pop(now, None)
-            return _EMERGENCY, min(view.total_cores, max(now + 1, widest)), trouble  # beyond its threads: fewer neighbours
+            more = min(view.total_cores, max(now + 1, widest))  # beyond its threads: fewer neighbours
+            return _EMERGENCY, more, trouble
         if used > self._most(view, now, 0.0) and now < widest:
             return _EMERGENCY, max(enough, widest), f"uses {used:.2f} of {now} cores"
         return (_BAND if enough > now else _CALM), enough, f"needs {used:.2f} cores"
@@ -221,7 +235,8 @@ class Mixed(Policy):
     def _learn(self, view: View, now: int) -> None:
         """A good latency under a use that has been steady since before it was measured proves that the cores do."""
         latency_ms = self._settled_ms(view)
-        if not 0 < latency_ms <= self.easy * view.slo.latency_ms or view.time_s - self._forecast.changed_s < self.settle_s:
+        steady = view.time_s - self._forecast.changed_s >= self.settle_s
+        if not steady or not 0 < latency_ms <= self.easy * view.slo.latency_ms:
             return
         use, seen = view.window("cpu_cores", self.settle_s), view.window("latency_ms", self.settle_s)
         if seen.maximum <= self.easy * view.slo.latency_ms and use.mean > self._proved.get(now, 0.0):
@@ -238,7 +253,7 @@ class Mixed(Policy):
         running = {job.name for job in left if job.state in (JobState.RUNNING, JobState.PAUSED)}
         changed = sum(wished[name] != before.get(name, 0) for name in running)
         fits = sum(before.get(job.name, 0) for job in left) <= view.total_cores - service
-        if not resized and not new and changed and fits and self.tokens.balance <= 0:
+        if not resized and not new and changed and fits and not self.tokens.any:
             return {job.name: before.get(job.name, 0) for job in left}, 0, True
         if resized:
             return wished, int(self._service > 0), False  # the jobs' changes follow from it
