@@ -14,6 +14,7 @@ from colocate.policy import (
     JobState,
     JobView,
     LoadForecast,
+    Packer,
     Plan,
     Policy,
     Tokens,
@@ -29,7 +30,7 @@ _CALM, _BAND, _EMERGENCY = range(3)
 class Mixed(Policy):
     """Reacts in two bands, paces its moves, and uses what can be forecast of the load.
 
-    Memcached's CPU use is held against what its cores carry: `Profile.holds_qps` where there is a calibration, else
+    Memcached's CPU use is held against what its cores carry: `Profile.edge` where there is a calibration, else
     `high` and `full` of them. Up to the use that even a slow machine carries all is calm. Above it, in the band, it
     grows while the budget lasts. Where the typical machine breaks the SLO, where its need is hidden, or where its
     run-queue delay or its latency tell of trouble, it grows at once whatever the budget says. Uses at which the latency
@@ -87,6 +88,7 @@ class Mixed(Policy):
         self.tokens = Tokens(self.period_s, self.borrow, self.borrow)
         self.tuner = Tuner(self.period_s, (self.period_s / self.reach, self.period_s * self.reach), self.window_s)
         self.loads = JobLoads(self.memory_s)
+        self._packer = Packer(service_share=0.75)  # for the thread counts
         self._forecast = LoadForecast()
         self._needs: deque[tuple[float, int]] = deque()  # (when, how many), falling: the first is the highest
         self._trouble: dict[int, tuple[float, float]] = {}  # core count -> (when, CPU use at which it was too few)
@@ -117,7 +119,8 @@ class Mixed(Policy):
             self.tuner.tick(now_s, moves, seen_ms, held=held_back or kept)
             self.tokens.period_s = self.tuner.period_s
         self._service, self._shares = service, shares
-        return Plan(service, shares, reason=f"{reason}; {self.tokens.balance:.1f} tokens")
+        reason = f"{reason}; {self.tokens.balance:.1f} tokens"
+        return Plan(service, shares, reason=reason, threads=self._packer.threads(view), spread=True)
 
     def _sized(self, view: View, now: int, band: int, need: int, reason: str) -> tuple[int, str, bool]:
         """Memcached's cores, why, and whether the budget kept it from more or fewer."""
@@ -205,9 +208,10 @@ class Mixed(Policy):
     def _most(self, view: View, cores: int, sigmas: float) -> float:
         """The CPU use at which the SLO breaks on a machine so many standard deviations slower than the typical one."""
         profile = view.profile
-        if profile is None or cores not in profile.holds_qps:
+        if profile is None:
             return (self.high if sigmas else self.full) * cores
-        used = 1e-6 * profile.cpu_us * profile.holds_qps[cores] * math.exp(-sigmas * profile.machine_sd)
+        holds_qps = profile.edge(cores, view.slo.latency_ms).qps
+        used = 1e-6 * profile.cpu_us * holds_qps * math.exp(-sigmas * profile.machine_sd)
         return min(self.full * cores, used)
 
     def _widest(self, view: View) -> int:

@@ -10,7 +10,7 @@ from colocate.jobs import JobState
 from colocate.policy import load_policy
 from colocate.sim.run import simulate
 from colocate.simulation import SimSettings, graded, setup
-from colocate.view import History, Profile
+from colocate.view import History, LoadPoint, Profile
 from tests.builders import job_view, service_sample, view
 
 
@@ -19,7 +19,12 @@ def running(name, core, cpu_cores=1.0, **facts):
 
 
 JOBS = {name: running(name, core) for core, name in enumerate("abc", 1)}
-PROFILE = Profile({1: 80_000.0, 2: 160_000.0, 3: 160_000.0, 4: 160_000.0}, cpu_us=10.0, machine_sd=0.15)
+EDGE = {1: 80_000.0, 2: 160_000.0, 3: 160_000.0, 4: 160_000.0}
+CURVES = {
+    cores: (LoadPoint(0.0, 0.2, 5.0), LoadPoint(qps, 0.8, 9.0), LoadPoint(2 * qps, 2.0, 99.0))
+    for cores, qps in EDGE.items()
+}
+PROFILE = Profile(CURVES, cpu_us=10.0, machine_sd=0.15)
 
 
 def at(policy, time_s, cpu_cores, cores=1, *, total=4, jobs=JOBS, profile=None, waited_us=None, **sample):
