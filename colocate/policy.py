@@ -16,15 +16,17 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from colocate.errors import UserError
+from colocate.forecast import Forecast, LoadForecast
 from colocate.jobs import ACTIVE, ENDED, JobSpec, JobState
+from colocate.pacing import Tokens, Tuner
 from colocate.packing import Packer, Packing, in_order, share_out, speedup
 from colocate.sizing import Setting, Sizing
 from colocate.view import CoreUse, JobView, LoadPoint, Profile, ServiceView, Signal, Slo, View, Window
 
 __all__ = [
-    "ACTIVE", "ENDED", "CoreUse", "JobSpec", "JobState", "JobView", "LoadPoint", "Packer", "Packing", "Plan", "Policy",
-    "Profile", "ServiceView", "Setting", "Signal", "Sizing", "Slo", "View", "Window", "in_order", "load_policy",
-    "policy_names", "share_out", "speedup",
+    "ACTIVE", "ENDED", "CoreUse", "Forecast", "JobSpec", "JobState", "JobView", "LoadForecast", "LoadPoint", "Packer",
+    "Packing", "Plan", "Policy", "Profile", "ServiceView", "Setting", "Signal", "Sizing", "Slo", "Tokens", "Tuner",
+    "View", "Window", "in_order", "load_policy", "policy_names", "share_out", "speedup",
 ]  # fmt: skip
 
 GROUP = "colocate.policies"

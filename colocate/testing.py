@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from colocate.cores import CoreSet, nonempty
 from colocate.errors import UserError
 from colocate.jobs import JobEvent, JobEventKind, JobSpec
-from colocate.move import OnExit
-from colocate.view import JobSample
+from colocate.move import Move, MoveKind, OnExit
+from colocate.view import CoreUse, JobSample, Observation, ServiceSample, Signal
 
 CPU_STEP_S = 0.01  # CPU time that a running job uses on each core between two calls of `events`
 
@@ -257,3 +260,120 @@ class ScriptedRuntime:
 def _checked(cores: CoreSet) -> CoreSet:
     nonempty(cores)
     return cores
+
+
+class UShapedHost:
+    """A host in virtual time on which moving too often is as bad as moving too seldom, by a known amount.
+
+    Memcached's latency is `base_ms * (1 + much * rate + little / rate)`, where `rate` is how many times a second its
+    cores have been changed over the last `memory_s`. It is lowest at `best_rate`. Its CPU use swings between what one
+    core carries and what takes two, so that a policy that follows it always has a reason to move. Jobs never end.
+
+    Args:
+        cores: how many.
+        much: seconds: how bad a move is.
+        little: a second: how bad it is to let one be.
+        base_ms: the latency without either.
+        memory_s: over which the rate is taken.
+        uses: CPU that memcached uses, in cores, in turn.
+        swing_s: how long each.
+        noise: standard deviation of the latency's logarithm, anew at each look.
+        seed: of the noise.
+
+    Attributes:
+        moved_s: when memcached's cores were changed.
+    """
+
+    def __init__(
+        self,
+        cores: int = 4,
+        *,
+        much: float,
+        little: float,
+        base_ms: float = 0.1,
+        memory_s: float = 20.0,
+        uses: tuple[float, float] = (0.6, 0.85),
+        swing_s: float = 0.5,
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.moved_s: list[float] = []
+        self._cores = frozenset(range(cores))
+        self._much, self._little, self._base_ms, self._memory_s = much, little, base_ms, memory_s
+        self._uses, self._swing_s, self._noise = uses, swing_s, noise
+        self._draw = random.Random(seed)  # noqa: S311 -- a fake, no secret
+        self._now_s = 0.0
+        self._service: CoreSet = frozenset()
+        self._jobs: dict[str, JobSample] = {}
+        self._events: list[JobEvent] = []
+
+    @property
+    def best_rate(self) -> float:
+        """Changes a second at which the latency is lowest."""
+        return math.sqrt(self._little / self._much)
+
+    def latency_ms(self, rate: float) -> float:
+        """The latency at so many changes a second."""
+        return self._base_ms * (1 + self._much * rate + self._little / rate)
+
+    def now(self) -> float:
+        """See `Host.now`."""
+        return self._now_s
+
+    def observe(self) -> Observation:
+        """See `Host.observe`."""
+        events, self._events = tuple(self._events), []
+        recent = sum(1 for when_s in reversed(self.moved_s[-1000:]) if when_s > self._now_s - self._memory_s)
+        rate = max(recent, 0.5) / self._memory_s  # no move at all is not infinitely bad
+        latency_ms = self.latency_ms(rate) * math.exp(self._noise * self._draw.gauss(0.0, 1.0))
+        used = self._uses[int(self._now_s / self._swing_s) % 2]
+        return Observation(
+            self._now_s,
+            dict.fromkeys(self._cores, CoreUse(0.5, 0.0, 0.0)),
+            ServiceSample(
+                pid=1, threads=2, cpu_cores=Signal(used, 0.0, 1), wait_us=Signal(5.0, 0.0, 1),
+                wait_cores=Signal(0.0, 0.0, 1), qps=Signal(1e5 * used, 0.0, 1), latency_ms=Signal(latency_ms, 0.0, 100),
+            ),
+            dict(self._jobs),
+            events,
+        )  # fmt: skip
+
+    def act(self, move: Move) -> bool:
+        """See `Host.act`; everything takes effect at once."""
+        job = self._jobs.get(move.target)
+        match move.kind:
+            case MoveKind.PIN:
+                self._service = move.cores
+                self.moved_s.append(self._now_s)
+            case MoveKind.CREATE:
+                self._events.append(JobEvent(move.target, JobEventKind.CREATED, self._now_s))
+                return False
+            case MoveKind.START:
+                self._jobs[move.target] = JobSample(move.cores, False, 0.0)  # noqa: FBT003 -- not paused
+                self._events.append(JobEvent(move.target, JobEventKind.STARTED, self._now_s, cores=move.cores))
+                return False
+            case MoveKind.STOP:
+                self._jobs.pop(move.target, None)
+                self._events.append(JobEvent(move.target, JobEventKind.EXITED, self._now_s, code=143))
+                return False
+            case MoveKind.RESIZE if job:
+                self._jobs[move.target] = replace(job, cores=move.cores)
+            case MoveKind.PAUSE | MoveKind.RESUME if job:
+                self._jobs[move.target] = replace(job, paused=move.kind is MoveKind.PAUSE)
+        return True
+
+    def wait(self, until_s: float) -> None:
+        """See `Host.wait`."""
+        passed_s, self._now_s = max(0.0, until_s - self._now_s), max(self._now_s, until_s)
+        for name, job in self._jobs.items():
+            if job.cores and not job.paused:
+                self._jobs[name] = replace(job, cpu_s=(job.cpu_s or 0.0) + passed_s * len(job.cores))
+
+    def deadline(self, seconds: float) -> AbstractContextManager[None]:  # noqa: ARG002 -- virtual time stands still
+        """See `Host.deadline`."""
+        return nullcontext()
+
+    def close(self, on_exit: OnExit) -> list[str]:  # noqa: ARG002 -- nothing to put back
+        """See `Host.close`."""
+        self._jobs.clear()
+        return []
