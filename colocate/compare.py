@@ -147,6 +147,7 @@ def compare(
     seeds: Sequence[int],
     *,
     workers: int | None = None,
+    ask_oracle: bool = True,
     done: Callable[[int, int], None] = lambda _number, _total: None,
 ) -> Comparison:
     """Run every policy under every seed, and the oracle; the result does not depend on the number of workers.
@@ -156,6 +157,7 @@ def compare(
         contenders: the policies.
         seeds: one run each.
         workers: processes; one a core unless given.
+        ask_oracle: whether to look for the best schedule; at load intervals of a second that takes long.
         done: called after each task with how many are done and how many there are.
 
     Raises:
@@ -167,8 +169,8 @@ def compare(
     each = [replace(settings, seed=seed) for seed in seeds]
     with tempfile.TemporaryDirectory(prefix="colocate-", ignore_cleanup_errors=True) as folder, _pool(workers) as pool:
         with _undisturbed():
-            whole = [pool.submit(oracle, one) for one in each]
-            shared = [pool.submit(oracle, one, share=True) for one in each]
+            whole = [pool.submit(oracle, one) for one in each if ask_oracle]
+            shared = [pool.submit(oracle, one, share=True) for one in each if ask_oracle]
             played = [[pool.submit(play, one, contender, Path(folder)) for one in each] for contender in contenders]
         futures: list[Future[Any]] = [*whole, *shared, *chain.from_iterable(played)]
         try:
@@ -182,7 +184,7 @@ def compare(
         names = [contender.name for contender in contenders]
         outcomes = {name: tuple(run.result() for run in runs) for name, runs in zip(names, played, strict=True)}
         found = [(alone.result(), sharing.result()) for alone, sharing in zip(whole, shared, strict=True)]
-        return comparison(settings.scenario, interval_s, outcomes, found)
+        return comparison(settings.scenario, interval_s, outcomes, found if ask_oracle else None)
 
 
 @contextmanager

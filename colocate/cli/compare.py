@@ -54,6 +54,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--policies", required=True, metavar="A,B,C", help="each NAME, FILE.py:CLASS or module:Class, with [options]")
     add("--seeds", default="20", metavar="N", help="1 to N, or such as 101-120 (%(default)s)")
     add_scenario_options(parser)
+    add("--no-oracle", action="store_true", help="do not look for the best schedule (slow at short load intervals)")
     add("--workers", type=options.positive, metavar="N", help="processes (one a core); the result is the same")
     add("--picture", type=Path, metavar="FILE", help="violations against makespan, as .png or .svg")
     add("--csv", type=Path, metavar="FILE", help="write one line a run")
@@ -77,7 +78,9 @@ def compare_command(args: argparse.Namespace) -> int:
         def done(number: int, total: int) -> None:
             progress.update(task, completed=number, total=total)
 
-        found = compare(sim_settings(args), contenders, seeds, workers=args.workers, done=done)
+        found = compare(
+            sim_settings(args), contenders, seeds, workers=args.workers, ask_oracle=not args.no_oracle, done=done
+        )
     if args.csv:
         found.write_csv(args.csv)
     if args.picture:
@@ -99,7 +102,7 @@ def _progress() -> Progress:
 
 def _print(found: Comparison, console: Console) -> None:
     rows = found.rows()
-    seeds = len(found.oracles)
+    seeds = found.seeds
 
     def line(text: str, style: str = "") -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

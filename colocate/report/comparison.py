@@ -82,13 +82,18 @@ class Comparison:
 
     Attributes:
         outcomes: by policy in the order given, one for each seed.
-        oracles: what is possible under each seed's load, `exclusive` and `sharing`.
+        oracles: what is possible under each seed's load, `exclusive` and `sharing`; empty where it was not asked.
     """
 
     scenario: str
     qps_interval_s: float
     outcomes: Mapping[str, Sequence[Outcome]]
     oracles: Sequence[Mapping[str, Bounds]]
+
+    @property
+    def seeds(self) -> int:
+        """How many."""
+        return len(next(iter(self.outcomes.values())))
 
     def rows(self) -> list[Row]:
         """One a policy, in the order given."""
@@ -97,6 +102,8 @@ class Comparison:
 
     def oracle(self) -> dict[str, dict[str, float]]:
         """The bounds' means over the seeds."""
+        if not self.oracles:
+            return {}
         return {
             kind: {
                 "lower_bound_s": statistics.fmean(each[kind].lower_bound_s for each in self.oracles),
@@ -118,7 +125,7 @@ class Comparison:
         return {
             "scenario": self.scenario,
             "qps_interval_s": self.qps_interval_s,
-            "seeds": len(self.oracles),
+            "seeds": self.seeds,
             "unwinnable_seeds": self.unwinnable_seeds(),
             "difference_to": next(iter(self.outcomes)),
             "rows": rows,
@@ -134,7 +141,7 @@ class Comparison:
         lines = [
             asdict(run) | {f"{kind}_{key}": getattr(bound, key) for kind, bound in oracle.items() for key in _BOUNDS}
             for runs in self.outcomes.values()
-            for run, oracle in zip(runs, self.oracles, strict=True)
+            for run, oracle in zip(runs, self.oracles or [{}] * self.seeds, strict=True)
         ]
         try:
             with path.open("w", encoding="utf-8", newline="") as file:
@@ -153,7 +160,7 @@ def comparison(
     scenario: str,
     qps_interval_s: float,
     outcomes: Mapping[str, Sequence[Outcome]],
-    found: Sequence[tuple[Bounds, Bounds]],
+    found: Sequence[tuple[Bounds, Bounds]] | None,
 ) -> Comparison:
     """Put runs and bounds together.
 
@@ -164,9 +171,11 @@ def comparison(
         scenario: its name.
         qps_interval_s: length of a load interval.
         outcomes: by policy, one for each seed.
-        found: by the oracle for each seed, with whole cores and with sharing.
+        found: by the oracle for each seed, with whole cores and with sharing; None where it was not asked.
     """
     oracles: list[Mapping[str, Bounds]] = []
+    if found is None:
+        return Comparison(scenario, qps_interval_s, outcomes, oracles)
     for (whole, sharing), *runs in zip(found, *outcomes.values(), strict=True):
         held = [run for run in runs if run.complete and run.slo_violation_ratio == 0]
         best_s = min([whole.best_s, *(run.end_s for run in held if not run.share)])
@@ -186,7 +195,9 @@ def _row(runs: Sequence[Outcome], first: Sequence[Outcome], oracles: Sequence[Ma
         unavoidable_ratio=statistics.fmean(run.unavoidable_ratio for run in runs),
         over_oracle=(
             statistics.fmean(run.end_s / each[kind].best_s for run, each in zip(runs, oracles, strict=True))
-            if all(run.complete for run in runs) and all(math.isfinite(each[kind].best_s) for each in oracles)
+            if oracles
+            and all(run.complete for run in runs)
+            and all(math.isfinite(each[kind].best_s) for each in oracles)
             else math.nan  # a run that was cut off says nothing
         ),
         core_moves_per_min=statistics.fmean(run.core_moves_per_min for run in runs),

@@ -6,9 +6,9 @@ shares leave the jobs most is a linear program with one constraint. It is solved
 Convex Optimization, ch. 5): any multiplier gives a bound, the best one the exact value.
 
 What the jobs make of a core is never more than what the model can give: one unit of work a second, less what SMT
-siblings and the others' memory traffic must cost. The jobs' works are added up at several prices a unit (the dual
-again: any prices give a bound). It relies on two properties of the models: what runs beside memcached never makes it
-faster, and no neighbour helps a job.
+siblings must cost. (The others' memory traffic need not cost anything: one job may have threads for all cores.) The
+jobs' works are added up at several prices a unit (the dual again: any prices give a bound). It relies on two properties
+of the models: what runs beside memcached never makes it faster, and no neighbour helps a job.
 """
 
 from __future__ import annotations
@@ -18,16 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from colocate.sim.batch import JobFigures
 from colocate.sim.run import Setup
 from colocate.sim.service import ServiceModel, ServiceState, Surroundings
 from colocate.view import Slo
 
 _TOLERANCE = 1e-4  # percentiles of mixtures are found by bisection
 _BUSY_STEP = 0.005  # the batch model rounds memcached's busy share by at most this
-_ROOM_STEP = 0.01
 _PRICES = (0.0, 1.0)  # of a unit of work, as powers of what it gains where the sibling rests
-_MANY_JOBS = 12
 _CALM = Surroundings()
 
 
@@ -102,9 +99,8 @@ class LowerBound:
     def _together_s(self, exponent: float) -> float:
         """When all work can be done, at a price of sibling ** -exponent a unit."""
         prices = {name: sibling**-exponent for name, sibling in self._sibling.items()}
-        together = _Together(self._setup, self._figures, prices)
         work = sum(prices[name] * work_s for name, work_s in self._work_s.items())
-        return self._end_s(work, lambda option: together.worth(self._room(option, prices)), 0.0)
+        return self._end_s(work, lambda option: self._room(option, prices), 0.0)
 
     def _end_s(self, work: float, gain: Callable[[_Option], float], from_s: float) -> float:
         """The first time by which `work` can be done at `gain` a second, begun at `from_s`."""
@@ -176,48 +172,6 @@ class LowerBound:
     def _fastest(self, option: _Option) -> float:
         """Work a second of one job that has everything which memcached leaves, and a thread for each core of it."""
         return self._cores - option.count * (option.busy if self._share else 1.0)
-
-
-class _Together:
-    """The most that the jobs do a second in so much room, slowed by each other's memory traffic.
-
-    With the shares u of the room the worth is the sum of u_j / (1 + sensitivity_j * traffic of the others). Along every
-    edge of the set of possible shares it is convex, so it is greatest at a corner: some jobs as wide as they can be,
-    one that fills up what is left, the others not at all.
-    """
-
-    def __init__(self, setup: Setup, figures: Mapping[str, JobFigures], prices: Mapping[str, float]) -> None:
-        self._widths = {job.name: len(setup.topology.cores) * prices[job.name] for job in setup.jobs}
-        # A core that is worth less than its price, being slowed, makes more traffic for its worth, never less.
-        self._traffic = {name: figures[name].memory / price for name, price in prices.items()}
-        self._sensitivity = {name: job.sensitivity for name, job in figures.items()}
-        self._known: dict[int, float] = {}
-
-    def worth(self, room: float) -> float:
-        """In the unit of the prices."""
-        step = math.ceil(room / _ROOM_STEP - 1e-9)
-        if step not in self._known:
-            self._known[step] = self._work_out(step * _ROOM_STEP)
-        return self._known[step]
-
-    def _work_out(self, room: float) -> float:
-        widths = self._widths
-        if len(widths) > _MANY_JOBS:  # too many corners: without traffic
-            return min(room, sum(widths.values()))
-        best = 0.0
-        for size in range(len(widths) + 1):
-            for chosen in combinations(widths, size):
-                left = room - sum(widths[name] for name in chosen)
-                if left >= 0:
-                    full = {name: widths[name] for name in chosen}
-                    more = [{name: min(left, width)} for name, width in widths.items() if name not in full]
-                    best = max(best, *(self._sum({**full, **one}) for one in more or [{}]))
-        return best
-
-    def _sum(self, shares: Mapping[str, float]) -> float:
-        traffic = {name: self._traffic[name] * share for name, share in shares.items()}
-        total = sum(traffic.values())
-        return sum(share / (1.0 + self._sensitivity[name] * (total - traffic[name])) for name, share in shares.items())
 
 
 def _excess(qps: float, calm: ServiceState, crowded: ServiceState, slo: Slo, factor: float) -> float:
