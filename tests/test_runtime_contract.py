@@ -164,7 +164,7 @@ class ProcessRig(Rig):
     def clean(self) -> None:
         kill_leftovers(self.run_id)
         assert not self.left()
-        for base in Path("/sys/fs/cgroup").glob(f"**/colocate/{self.run_id}"):
+        for base in Path("/sys/fs/cgroup").glob(f"**/colocate-{self.run_id}"):
             raise AssertionError(f"{base} is still there")
 
 

@@ -159,6 +159,7 @@ class Container(Wishes):
                 self._refused(error)
                 return
         with self._cond:
+            self._grip.give_way()  # with systemd the engine's call has taken that back
             if cores == self._cores:
                 self._settled(JobEventKind.RESIZED)
             if not self._owed & {JobEventKind.PAUSED, JobEventKind.RESUMED}:
@@ -303,6 +304,7 @@ class Container(Wishes):
                 return  # it has ended meanwhile, and is removed instead
             if direct and not self._confirm():
                 self.error = f"could not be {'paused' if self._paused else 'resumed'}"
+            self._grip.take_back()
             self._over(Phase.GONE)
             self._done = True
 
