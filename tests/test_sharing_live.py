@@ -10,7 +10,8 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import docker
@@ -21,10 +22,18 @@ from colocate.eventlog import violations
 from colocate.host.cgroup import JobCgroup, find_place
 from colocate.host.containers import ContainerRuntime
 from colocate.host.engine import cgroup_driver
+from colocate.host.find import find
+from colocate.host.latency import Probe as LatencyProbe
+from colocate.host.live import Doorbell, LiveHost, Service
+from colocate.host.memcached import ServiceAffinity
+from colocate.host.monitor import ResourceMonitor
 from colocate.host.processes import ProcessRuntime
 from colocate.host.sharing import Means, Sharing, choose_here
 from colocate.host.sharing_probe import Probe, Verdict, arrange, driver, service_well
-from colocate.jobs import JobEventKind
+from colocate.host.statistics import Statistics
+from colocate.jobs import JobEventKind, JobSpec
+from colocate.move import Move, MoveKind
+from colocate.view import Observation
 from tests.live import catalogue, colocate, masks, running
 from tests.memcached_fixture import Memcached, eventually, running_memcached
 from tests.test_runtime_contract import ALL, PATIENCE_S, A, B, DockerRig, ProcessRig
@@ -228,6 +237,77 @@ def test_plain_processes_give_way_too(behave_binary: Path, cgroups: bool) -> Non
             rig.runtime.close("stop", PATIENCE_S)
             rig.clean()
             assert sharing.close() == []
+
+
+@contextlib.contextmanager
+def live_host(server: Memcached, directory: Path, run_id: str, sharing: Sharing) -> Iterator[LiveHost]:
+    """This computer, with one job as a plain process that runs."""
+    doorbell = Doorbell()
+    runtime = ProcessRuntime(run_id, doorbell.ring, workdir=directory, sharing=sharing)
+    jobs = {"one": JobSpec("one", "none", ("sleep", "600"), directory=directory)}
+    service = Service(
+        server.ip, server.port, ServiceAffinity(find(server.ip, server.port)), Statistics(server.ip, server.port),
+        LatencyProbe(server.ip, server.port),
+    )  # fmt: skip
+    host = LiveHost(service, runtime, jobs, ResourceMonitor(ALL), doorbell, remember=lambda _: None, sharing=sharing)
+    try:
+        assert host.observe().can_share
+        host.act(Move(MoveKind.CREATE, "one", A, 1))
+        host.act(Move(MoveKind.START, "one", A, 1))
+        yield host
+    finally:
+        assert host.close("stop") == []
+
+
+def observed(host: LiveHost, wanted: Callable[[Observation], object]) -> list[Observation]:
+    """What is seen until it is so, and the two looks after that."""
+    seen: list[Observation] = []
+
+    def look() -> object:
+        seen.append(host.observe())
+        return wanted(seen[-1])
+
+    for _ in range(3):
+        eventually(look, "it is seen")
+    return seen
+
+
+def told(seen: list[Observation]) -> list[str]:
+    return [remark for one in seen for remark in one.remarks]
+
+
+def test_a_host_shares_until_idle_priority_is_lost_for_good(tmp_path: Path) -> None:
+    run_id = f"test-{secrets.token_hex(4)}"
+    with running_memcached() as server:
+        right = Sharing(choose_here(server.pid, "process", run_id))
+        right.open()
+        with live_host(server, tmp_path, run_id, right) as host:
+            seen = observed(host, lambda one: "one" in one.jobs)
+            assert seen[-1].can_share
+            assert told(seen) == []
+        # This one looks for the jobs where they do not stand: it can neither find nor give what they should have.
+        wrong = Sharing(replace(right.mechanism, means=Means.JOB, parent=("elsewhere",)))
+        with live_host(server, tmp_path, run_id, wrong) as host:
+            seen = observed(host, lambda one: "one" in one.jobs)
+            assert not seen[-1].can_share
+            assert told(seen) == ["memcached's cores are not shared any more: one has not kept its idle priority"]
+    assert ours(run_id) == []
+
+
+def test_a_memcached_that_comes_back_elsewhere_ends_the_sharing(tmp_path: Path) -> None:
+    run_id = f"test-{secrets.token_hex(4)}"
+    with running_memcached() as server:
+        sharing = Sharing(choose_here(server.pid, "process", run_id))
+        sharing.open()
+        sharing.mechanism = replace(sharing.mechanism, meet=("where", "it", "was"))
+        with live_host(server, tmp_path, run_id, sharing) as host:
+            before = server.pid
+            server.restart()
+            seen = observed(host, lambda one: one.service.alive and one.service.pid != before)
+            assert not seen[-1].can_share
+            assert told(seen) == [
+                "memcached's cores are not shared any more: memcached came back in another control group"
+            ]
 
 
 def idle_priority(pid: int, memcached: int) -> bool:
