@@ -10,7 +10,8 @@ from colocate.errors import UserError
 from colocate.host.engine import CALL_TIMEOUT_S, client_from_env, connect
 from colocate.host.find import find, local_address
 from colocate.host.sharing import CannotShareError, Sharing, choose_here
-from colocate.host.sharing_probe import Probe, driver, service_well, told_service
+from colocate.host.sharing_probe import Probe, service_well, told_service
+from colocate.host.sharing_proof import driver
 from colocate.topology import read_topology
 
 _RUN = "selftest"

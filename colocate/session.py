@@ -34,7 +34,7 @@ from colocate.host.processes import ProcessRuntime
 from colocate.host.restore import restore
 from colocate.host.runtime import Progress, Runtime
 from colocate.host.sharing import Sharing
-from colocate.host.sharing_probe import Verdict, arrange
+from colocate.host.sharing_proof import Verdict, arrange
 from colocate.host.state import Lock, Saved, StateFile, boot_id, default_directory, default_lock
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobState, load_catalogue

@@ -27,7 +27,7 @@ from colocate.host.processes import ProcessRuntime
 from colocate.host.proctree import MARK, kill_leftovers, marked
 from colocate.host.runtime import Runtime
 from colocate.host.sharing import Driver, Sharing, choose_here
-from colocate.host.sharing_probe import driver
+from colocate.host.sharing_proof import driver
 from colocate.jobs import JobEvent, JobEventKind, JobSpec
 from colocate.testing import JobScript, ScriptedRuntime
 

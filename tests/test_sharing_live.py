@@ -29,7 +29,8 @@ from colocate.host.memcached import ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.processes import ProcessRuntime
 from colocate.host.sharing import Means, Sharing, choose_here
-from colocate.host.sharing_probe import Probe, Verdict, arrange, driver, service_well
+from colocate.host.sharing_probe import Probe, service_well
+from colocate.host.sharing_proof import Verdict, arrange, driver
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobEventKind, JobSpec
 from colocate.move import Move, MoveKind
@@ -93,10 +94,23 @@ def arranged(server: Memcached, runtime: str, run_id: str) -> tuple[Sharing, Ver
     return sharing, verdict, groups
 
 
+def apart(server: Memcached) -> bool:
+    """Whether plain processes meet it as part of a group in which we stand ourselves, so that nothing can be done."""
+    us, them = find_place("self", "cpu"), find_place(server.pid, "cpu")
+    assert us
+    assert them
+    return them.parts[: len(us.parts)] != us.parts
+
+
 @pytest.mark.parametrize("runtime", ["docker", "process"])
 def test_it_is_proved_here_and_leaves_nothing(server: Memcached, runtime: str) -> None:
     run_id = f"test-{secrets.token_hex(4)}"
     before = masks(server.pid)
+    if runtime == "process" and apart(server):
+        sharing, verdict = arrange(server.pid, (server.ip, server.port), runtime, run_id, ALL, lambda groups: None)
+        assert sharing is None
+        assert "competes with /" in str(verdict)
+        return
     sharing, verdict, groups = arranged(server, runtime, run_id)
     assert verdict.works
     assert verdict.sleeper

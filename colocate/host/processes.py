@@ -30,7 +30,7 @@ from colocate.move import OnExit
 from colocate.view import JobSample
 
 GRACE_S = 1.0  # from SIGTERM to SIGKILL
-_FREEZE_S, _ASK_AGAIN_S = 10.0, 0.005  # a job that gets no CPU takes long to freeze or to stop
+_FREEZE_S, _ASK_AGAIN_S = 30.0, 0.005  # a job that gets no CPU takes long to freeze or to stop
 
 # Constant; the job's words come as arguments. It waits where its cores can be set before its first instruction, and
 # when we die it reads the end of the pipe and ends: nothing that has not started outlives us.
