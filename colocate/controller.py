@@ -122,6 +122,8 @@ class Controller:
                 self.jobs[event.job].happened(event)
                 if event.kind is JobEventKind.CHANGED:
                     self.note(event.job, "foreign_changes", event.detail)
+        for remark in observation.remarks:
+            self.note("scheduler", "remarks", remark)
         if service.pid is not None and service.pid != self._pid:
             if self._pid is not None:
                 self.counts["service_restarts"] += 1

@@ -11,47 +11,29 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from colocate.check import Check, FailedError, attempt
 from colocate.cores import CoreSet
-from colocate.errors import UserError
 from colocate.eventlog import SchedulerLogger, violations
 from colocate.host import procfs
 from colocate.host.containers import ContainerRuntime
 from colocate.host.find import ServiceProcess, find, local_address
 from colocate.host.latency import Probe
-from colocate.host.memcached import PinError, ServiceAffinity
+from colocate.host.memcached import ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobEvent, JobEventKind, JobSpec, JobState, load_catalogue
 from colocate.policy import JobView, ServiceView, Signal, Slo, View, load_policy
+from colocate.selftest_sharing import sharing_checks
 from colocate.topology import read_topology
 
-COMPONENTS = ("monitor", "memcached", "docker", "policy", "log")
+COMPONENTS = ("monitor", "memcached", "docker", "sharing", "policy", "log")
 _PATIENCE_S = 30.0
 _SPIN_S = 0.3
 _SPIN = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
 _SLEEP = "import threading, time\n[threading.Thread(target=time.sleep, args=(60,), daemon=True).start() for _ in 'abc']"
 _SLEEP += "\nprint(flush=True)\ntime.sleep(60)"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing tried: how long it took, and what to do if it failed."""
-
-    component: str
-    name: str
-    ok: bool
-    ms: float
-    detail: str = ""
-    cure: str | None = None
-
-
-class _FailedError(Exception):
-    def __init__(self, what: str, cure: str) -> None:
-        super().__init__(what)
-        self.what, self.cure = what, cure
 
 
 def selftest(ip: str, port: int, pid: int | None, log_dir: Path, component: str = "all") -> Iterator[Check]:
@@ -60,6 +42,7 @@ def selftest(ip: str, port: int, pid: int | None, log_dir: Path, component: str 
         "monitor": lambda: _monitor(ip, port, pid),
         "memcached": lambda: _memcached(ip, port, pid),
         "docker": _docker,
+        "sharing": lambda: sharing_checks(ip, port, pid),
         "policy": _policy,
         "log": lambda: _log(log_dir),
     }
@@ -67,31 +50,16 @@ def selftest(ip: str, port: int, pid: int | None, log_dir: Path, component: str 
         yield from tests[name]()
 
 
-def _try(component: str, name: str, action: Callable[[], str]) -> Check:
-    """Time an action; what it returns is told, what it raises is a failure."""
-    start_s = time.perf_counter()
-    detail, cure, ok = "", None, False
-    try:
-        detail, ok = action(), True
-    except _FailedError as error:
-        detail, cure = error.what, error.cure
-    except UserError as error:
-        detail, cure = error.what, error.cure
-    except (OSError, PinError) as error:
-        detail, cure = str(error), "see the message"
-    return Check(component, name, ok, 1e3 * (time.perf_counter() - start_s), detail, cure)
-
-
 def _monitor(ip: str, port: int, pid: int | None) -> Iterator[Check]:
     topology = read_topology()
     monitor = ResourceMonitor(topology.cores)
     try:
-        yield _try("monitor", "cores", lambda: _spin_shows(monitor, max(topology.cores)))
-        yield _try("monitor", "threads", lambda: _service_shows(monitor, ip, port, pid))
+        yield attempt("monitor", "cores", lambda: _spin_shows(monitor, max(topology.cores)))
+        yield attempt("monitor", "threads", lambda: _service_shows(monitor, ip, port, pid))
     finally:
         monitor.close()
-    yield _try("monitor", "statistics", lambda: _statistics_answer(ip, port))
-    yield _try("monitor", "latency", lambda: _probe_answers(ip, port))
+    yield attempt("monitor", "statistics", lambda: _statistics_answer(ip, port))
+    yield attempt("monitor", "latency", lambda: _probe_answers(ip, port))
 
 
 def _spin_shows(monitor: ResourceMonitor, core: int) -> str:
@@ -104,7 +72,7 @@ def _spin_shows(monitor: ResourceMonitor, core: int) -> str:
             time.sleep(_SPIN_S)
             busy = monitor.cores()[core].busy
     if busy < 0.5:
-        raise _FailedError(f"a spin on core {core} shows as {busy:.2f} busy", "is /proc/stat that of this machine?")
+        raise FailedError(f"a spin on core {core} shows as {busy:.2f} busy", "is /proc/stat that of this machine?")
     return f"a spin on core {core} shows as {busy:.2f} busy"
 
 
@@ -118,7 +86,7 @@ def _service_shows(monitor: ResourceMonitor, ip: str, port: int, pid: int | None
     finally:
         statistics.stop()
     if not cpu_cores.value:
-        raise _FailedError(f"no CPU time of pid {process.pid} is seen", "the kernel needs CONFIG_SCHED_INFO")
+        raise FailedError(f"no CPU time of pid {process.pid} is seen", "the kernel needs CONFIG_SCHED_INFO")
     waits = f", waits {wait_us.value:.0f} us a slice" if wait_us.value is not None else ""
     return f"pid {process.pid} uses {cpu_cores.value:.3f} cores{waits}"
 
@@ -127,7 +95,7 @@ def _statistics_answer(ip: str, port: int) -> str:
     statistics = Statistics(local_address(ip), port, period_s=0.05)
     try:
         if not statistics.first(_PATIENCE_S):
-            raise _FailedError(f"no answer to `stats` on {ip}:{port}", "is it memcached, and not stopped?")
+            raise FailedError(f"no answer to `stats` on {ip}:{port}", "is it memcached, and not stopped?")
         sample = statistics.sample()
     finally:
         statistics.stop()
@@ -144,7 +112,7 @@ def _probe_answers(ip: str, port: int) -> str:
     finally:
         probe.stop()
     if signal.value is None:
-        raise _FailedError(f"no answers from {ip}:{port}", "is memcached stopped?")
+        raise FailedError(f"no answers from {ip}:{port}", "is memcached stopped?")
     return f"p95 {signal.value:.3f} ms of {signal.samples} requests"
 
 
@@ -156,12 +124,12 @@ def _memcached(ip: str, port: int, pid: int | None) -> Iterator[Check]:
         found.append(ServiceAffinity(process))
         return f"pid {process.pid}, {len(found[0].original)} threads"
 
-    yield _try("memcached", "found", look)
+    yield attempt("memcached", "found", look)
     if found:
-        yield _try("memcached", "permission", lambda: _permitted(found[0]))
-    yield _try("memcached", "pin", _pin_a_child)
+        yield attempt("memcached", "permission", lambda: _permitted(found[0]))
+    yield attempt("memcached", "pin", _pin_a_child)
     if found:
-        yield _try("memcached", "untouched", lambda: _unchanged(found[0]))
+        yield attempt("memcached", "untouched", lambda: _unchanged(found[0]))
 
 
 def _permitted(affinity: ServiceAffinity) -> str:
@@ -177,16 +145,16 @@ def _pin_a_child() -> str:
         affinity = _affinity_of(child)
         threads = affinity.pin(frozenset({core}))
         if affinity.masks() != {frozenset({core})}:
-            raise _FailedError("a pinned process is elsewhere", "does another program set affinities?")
+            raise FailedError("a pinned process is elsewhere", "does another program set affinities?")
         affinity.restore()
         if affinity.masks() != frozenset(affinity.original.values()):
-            raise _FailedError("a restored process is elsewhere", "does another program set affinities?")
+            raise FailedError("a restored process is elsewhere", "does another program set affinities?")
     return f"{threads} threads of a process of our own, and back"
 
 
 def _unchanged(affinity: ServiceAffinity) -> str:
     if affinity.masks() != frozenset(affinity.original.values()):
-        raise _FailedError("memcached's affinity has changed meanwhile", "who else pins it?")
+        raise FailedError("memcached's affinity has changed meanwhile", "who else pins it?")
     return "memcached's own affinity is as it was"
 
 
@@ -207,13 +175,13 @@ def _docker() -> Iterator[Check]:
             events.extend(runtime.events())
             for event in events:
                 if event.kind is JobEventKind.FAILED:
-                    raise _FailedError(event.detail, "see the engine's log: journalctl -u docker")
+                    raise FailedError(event.detail, "see the engine's log: journalctl -u docker")
                 if event.kind is kind:
                     events.remove(event)
                     return
             rung.wait(0.05)
             rung.clear()
-        raise _FailedError(f"not {kind} after {_PATIENCE_S:g} s", "see the engine's log: journalctl -u docker")
+        raise FailedError(f"not {kind} after {_PATIENCE_S:g} s", "see the engine's log: journalctl -u docker")
 
     def follow(kind: JobEventKind, *, done: bool = False) -> str:
         if not done:
@@ -225,7 +193,7 @@ def _docker() -> Iterator[Check]:
         end_s = time.monotonic() + _PATIENCE_S
         while not check():
             if time.monotonic() > end_s:
-                raise _FailedError("the kernel does not show it", "is the container's cgroup another one?")
+                raise FailedError("the kernel does not show it", "is the container's cgroup another one?")
             time.sleep(0.001)
         return told
 
@@ -259,22 +227,22 @@ def _docker() -> Iterator[Check]:
     ]  # fmt: skip
     try:
         for name, action in steps:
-            check = _try("docker", name, action)
+            check = attempt("docker", name, action)
             yield check
             if not check.ok:
                 break
     finally:
-        yield _try("docker", "remove", lambda: _removed(runtime.close("stop", 10.0)))
+        yield attempt("docker", "remove", lambda: _removed(runtime.close("stop", 10.0)))
 
 
 def _removed(problems: list[str]) -> str:
     if problems:
-        raise _FailedError("; ".join(problems), "docker rm -f $(docker ps -aq --filter label=colocate.run=selftest)")
+        raise FailedError("; ".join(problems), "docker rm -f $(docker ps -aq --filter label=colocate.run=selftest)")
     return "nothing is left"
 
 
 def _policy() -> Iterator[Check]:
-    yield _try("policy", "decide", _decide)
+    yield attempt("policy", "decide", _decide)
 
 
 def _decide() -> str:
@@ -289,14 +257,14 @@ def _decide() -> str:
         service = ServiceView(frozenset({0}), 1, 4, cpu, Signal(5.0, 0.0, 9), Signal(), cpu, Signal(), 1)
         plan = policy.decide(View(0.05 * tick, Slo(), topology, {}, service, jobs))
         if not 1 <= plan.service <= total or plan.service + sum(plan.jobs.values()) > total:
-            raise _FailedError(f"{plan} does not fit into {total} cores", "report this, please")
+            raise FailedError(f"{plan} does not fit into {total} cores", "report this, please")
         decisions += 1
     return f"{1e6 * (time.perf_counter() - start_s) / decisions:.0f} us a decision"
 
 
 def _log(log_dir: Path) -> Iterator[Check]:
-    yield _try("log", "format", _format)
-    yield _try("log", "directory", lambda: _writable(log_dir))
+    yield attempt("log", "format", _format)
+    yield attempt("log", "directory", lambda: _writable(log_dir))
 
 
 def _format() -> str:
@@ -311,7 +279,7 @@ def _format() -> str:
         log.job_end("canneal")
         log.end()
         if wrong := violations(log.path.read_text(encoding="utf-8")):
-            raise _FailedError(wrong[0], "report this, please")
+            raise FailedError(wrong[0], "report this, please")
     return "a run's log obeys every rule"
 
 
@@ -324,7 +292,7 @@ def _writable(directory: Path) -> str:
         if not existed:
             directory.rmdir()
     except OSError as error:
-        raise _FailedError(f"{directory}: {error.strerror}", "give a --log-dir of your own") from error
+        raise FailedError(f"{directory}: {error.strerror}", "give a --log-dir of your own") from error
     return f"{directory} can be written"
 
 
@@ -346,7 +314,7 @@ class _child:  # noqa: N801 -- a context manager that reads like a function
 def _affinity_of(child: subprocess.Popen[bytes]) -> ServiceAffinity:
     start_ticks = procfs.start_ticks(child.pid)
     if start_ticks is None:
-        raise _FailedError("a process of our own has ended", "is there memory left?")
+        raise FailedError("a process of our own has ended", "is there memory left?")
     return ServiceAffinity(ServiceProcess(child.pid, start_ticks, "selftest"))
 
 

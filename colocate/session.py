@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -33,6 +33,8 @@ from colocate.host.pretend import PretendRuntime
 from colocate.host.processes import ProcessRuntime
 from colocate.host.restore import restore
 from colocate.host.runtime import Progress, Runtime
+from colocate.host.sharing import Sharing
+from colocate.host.sharing_proof import Verdict, arrange
 from colocate.host.state import Lock, Saved, StateFile, boot_id, default_directory, default_lock
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobState, load_catalogue
@@ -77,6 +79,7 @@ class Settings:
     state_dir: Path | None = None
     shadow: str | None = None
     shadow_options: tuple[str, ...] = ()
+    share: bool = True
 
 
 @dataclass(slots=True)
@@ -88,6 +91,7 @@ class Session:
         controller: decides.
         log: the event log, its first line written.
         metrics: one record a tick, beside the log.
+        sharing: whether jobs may share memcached's cores at idle priority, and how that was proved.
         begin_s: when it began, seconds since the epoch.
     """
 
@@ -97,6 +101,7 @@ class Session:
     log: SchedulerLogger
     metrics: MetricsWriter
     doorbell: Doorbell
+    sharing: Verdict
     begin_s: float = 0.0
 
     def run(self, show: Callable[[Controller], None] | None = None) -> Ending:
@@ -186,20 +191,35 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
         lock.acquire()
     try:
         state = StateFile(settings.state_dir or default_directory())
-        if not settings.dry_run and (saved := state.read()) is not None:
-            done, failed = restore(saved)
+        if not settings.dry_run and (left := state.read()) is not None:
+            done, failed = restore(left)
             for line in done:
                 sys.stderr.write(f"colocate: left by an earlier run: {line}\n")
             if failed:
                 raise UserError(f"an earlier run is not put back: {failed[0]}", "mend that, or see `colocate restore`")
             state.clear()
         affinity = ServiceAffinity(affinity.process)  # as it is now that nobody else is at it
-        runtime = _runtime(settings, run_id := secrets.token_hex(4), doorbell := Doorbell())
-        runtime.prepare(jobs, progress)
+        doorbell = Doorbell()
+        saved = Saved(secrets.token_hex(4), boot_id(), settings.runtime, "", affinity.to_json())
 
         def remember(of: ServiceAffinity) -> None:
-            state.write(Saved(run_id, boot_id(), runtime.name, str(log.path.absolute()), of.to_json()))
+            state.write(replace(saved, service=of.to_json()))
 
+        def remember_groups(groups: tuple[str, ...]) -> None:
+            nonlocal saved
+            saved = replace(saved, groups=groups)
+            state.write(saved)
+
+        sharing, verdict = _sharing(settings, (ip, settings.port), affinity, saved.run, topology, remember_groups)
+        try:
+            runtime = _runtime(settings, saved.run, doorbell, sharing)
+            runtime.prepare(jobs, progress)
+        except BaseException:
+            if sharing is not None:
+                sharing.close()
+            if not settings.dry_run:
+                state.clear()
+            raise
         statistics = Statistics(ip, settings.port)
         statistics.first(_FIRST_S)
         host = LiveHost(
@@ -209,6 +229,7 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             ResourceMonitor(topology.cores),
             doorbell,
             remember=None if settings.dry_run else remember,
+            sharing=sharing,
         )
         try:
             controller = Controller(
@@ -216,14 +237,34 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
                 slo=settings.slo, limits=Limits(), retries=settings.retries, label=policy.label, shadow=shadow,
             )  # fmt: skip
             log = SchedulerLogger(settings.log_dir)
+            log.custom_event("scheduler", str(verdict))
+            saved = replace(saved, log=str(log.path.absolute()))
             if not settings.dry_run:
                 remember(affinity)
-            yield Session(settings, host, controller, log, MetricsWriter(metrics_path(log.path)), doorbell)
+            metrics = MetricsWriter(metrics_path(log.path))
+            metrics.write({"t": 0.0, "sharing": asdict(verdict)})
+            yield Session(settings, host, controller, log, metrics, doorbell, verdict)
         finally:
             if not host.close(settings.on_exit) and not settings.dry_run:
                 state.clear()
     finally:
         lock.release()
+
+
+def _sharing(
+    settings: Settings, address: tuple[str, int], service: ServiceAffinity, run_id: str, topology: Topology,
+    remember: Callable[[tuple[str, ...]], None],
+) -> tuple[Sharing | None, Verdict]:  # fmt: skip
+    """What gives jobs idle priority beside memcached, and whether that is proved; one warning where it is not."""
+    if not settings.share:
+        return None, Verdict(works=False, why="--no-share")
+    if settings.dry_run:
+        return None, Verdict(works=False, why="a dry run touches nothing, so it is not tried")
+    pid, cores = service.process.pid, topology.cores
+    sharing, verdict = arrange(pid, address, settings.runtime, run_id, cores, remember)
+    if sharing is None:
+        sys.stderr.write(f"colocate: warning: {verdict}\n")
+    return sharing, verdict
 
 
 def _managed(wanted: CoreSet | None, pid: int) -> Topology:
@@ -244,12 +285,12 @@ def _managed(wanted: CoreSet | None, pid: int) -> Topology:
     return topology
 
 
-def _runtime(settings: Settings, run_id: str, doorbell: Doorbell) -> Runtime:
+def _runtime(settings: Settings, run_id: str, doorbell: Doorbell, sharing: Sharing | None) -> Runtime:
     if settings.dry_run:
         return PretendRuntime(doorbell.ring)
     if settings.runtime == "docker":
-        return ContainerRuntime(run_id, doorbell.ring)
-    return ProcessRuntime(run_id, doorbell.ring)
+        return ContainerRuntime(run_id, doorbell.ring, sharing=sharing)
+    return ProcessRuntime(run_id, doorbell.ring, sharing=sharing)
 
 
 def _latency_source(settings: Settings, ip: str) -> LatencySource:

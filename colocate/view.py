@@ -90,11 +90,13 @@ class JobSample:
         cores: the effective cpuset or affinity.
         paused: whether it is frozen.
         cpu_s: CPU seconds used since its start.
+        idle: whether it has only idle priority where it meets memcached; None where it need not, or for a moment.
     """
 
     cores: CoreSet | None = None
     paused: bool | None = None
     cpu_s: float | None = None
+    idle: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class Observation:
         can_share: whether jobs on memcached's cores have only idle priority there (proved on this machine).
         memory_available_bytes: `MemAvailable`; None if unknown.
         cpu_pressure: share of the last 10 s in which some task waited for a core; None without PSI.
+        remarks: what the host has to say for the log.
     """
 
     time_s: float
@@ -120,6 +123,7 @@ class Observation:
     can_share: bool = False
     memory_available_bytes: int | None = None
     cpu_pressure: float | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

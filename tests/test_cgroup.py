@@ -131,12 +131,12 @@ def test_version_2_controllers_are_never_enabled_around_us(v2: Path) -> None:
     write(v2 / "proc/self/cgroup", "0::/user.slice/me\n")
     for name in ("cgroup.controllers", "cgroup.subtree_control"):
         write(own / name, "cpuset cpu\n" if name == "cgroup.controllers" else "memory\n")
-    group = make("colocate/run/job", v2)
+    group = make("colocate-run/job", v2)
     assert (group.cpuset, group.weight) == (None, None)
-    assert group.freezer == group.usage == own / "colocate/run/job"
+    assert group.freezer == group.usage == own / "colocate-run/job"
     assert (own / "cgroup.subtree_control").read_text() == "memory\n"
     assert group.remove()
-    assert not (own / "colocate").exists()
+    assert not (own / "colocate-run").exists()
 
 
 def test_version_2_controllers_are_used_where_they_are_handed_down(v2: Path) -> None:
@@ -144,13 +144,13 @@ def test_version_2_controllers_are_used_where_they_are_handed_down(v2: Path) -> 
     write(v2 / "proc/self/cgroup", "0::/\n")
     write(own / "cgroup.controllers", "cpuset cpu\n")
     write(own / "cgroup.subtree_control", "cpuset cpu\n")
-    group = make("colocate/run/job", v2)
-    assert group.cpuset == group.weight == own / "colocate/run/job"
-    assert (own / "colocate/run/cgroup.subtree_control").read_text() in {"+cpu", "+cpuset"}
+    group = make("colocate-run/job", v2)
+    assert group.cpuset == group.weight == own / "colocate-run/job"
+    assert (own / "colocate-run/cgroup.subtree_control").read_text() in {"+cpu", "+cpuset"}
 
 
 def test_on_this_machine(behave_binary: Path) -> None:
-    name = f"colocate/test-{secrets.token_hex(4)}/job"
+    name = f"colocate-test-{secrets.token_hex(4)}/job"
     group = make(name)
     if not group.directories():
         assert os.getuid() != 0 or not os.access("/sys/fs/cgroup", os.W_OK)  # the only good reasons

@@ -1,4 +1,7 @@
-"""What holds for every runtime: Docker containers, processes with and without cgroups, and the public fake."""
+"""What holds for every runtime: Docker containers, processes with and without cgroups, and the public fake.
+
+Containers and processes are tried with idle priority, too, as a run gives it to them to share memcached's cores.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ from colocate.host.containers import ContainerRuntime, leftover_runs, remove_lef
 from colocate.host.processes import ProcessRuntime
 from colocate.host.proctree import MARK, kill_leftovers, marked
 from colocate.host.runtime import Runtime
+from colocate.host.sharing import Driver, Sharing, choose_here
+from colocate.host.sharing_proof import driver
 from colocate.jobs import JobEvent, JobEventKind, JobSpec
 from colocate.testing import JobScript, ScriptedRuntime
 
@@ -109,11 +114,12 @@ class Rig:
 class DockerRig(Rig):
     kind = "docker"
 
-    def __init__(self, client: docker.DockerClient, image: str) -> None:
+    def __init__(self, client: docker.DockerClient, image: str, *, idle: bool = False) -> None:
         bell = threading.Event()
         self.run_id = f"test-{secrets.token_hex(4)}"
         self.client = client
-        super().__init__(ContainerRuntime(self.run_id, bell.set), bell, "/behave", image)
+        self.sharing = idle_beside_us(driver("docker"), self.run_id) if idle else None
+        super().__init__(ContainerRuntime(self.run_id, bell.set, sharing=self.sharing), bell, "/behave", image)
 
     def inspect(self, job: str = "job") -> dict:
         return self.client.api.inspect_container(f"colocate-{self.run_id}-{job}")
@@ -127,15 +133,26 @@ class DockerRig(Rig):
 
     def clean(self) -> None:
         assert remove_leftovers(self.client, self.run_id) == []
+        assert self.sharing is None or self.sharing.close() == []
+
+
+def idle_beside_us(kind: Driver, run_id: str) -> Sharing:
+    """Idle priority where jobs meet this very process."""
+    sharing = Sharing(choose_here(os.getpid(), kind, run_id))
+    sharing.open()
+    return sharing
 
 
 class ProcessRig(Rig):
     kind = "process"
 
-    def __init__(self, program: Path, *, cgroups: bool) -> None:
+    def __init__(self, program: Path, *, cgroups: bool, idle: bool = False) -> None:
         bell = threading.Event()
         self.run_id = f"test-{secrets.token_hex(4)}"
-        self.process_runtime = ProcessRuntime(self.run_id, bell.set, workdir=program.parent, cgroups=cgroups)
+        self.sharing = idle_beside_us("process", self.run_id) if idle else None
+        self.process_runtime = ProcessRuntime(
+            self.run_id, bell.set, workdir=program.parent, cgroups=cgroups, sharing=self.sharing
+        )
         super().__init__(self.process_runtime, bell, str(program), "none")
 
     def pid(self, job: str) -> int:
@@ -164,7 +181,8 @@ class ProcessRig(Rig):
     def clean(self) -> None:
         kill_leftovers(self.run_id)
         assert not self.left()
-        for base in Path("/sys/fs/cgroup").glob(f"**/colocate/{self.run_id}"):
+        assert self.sharing is None or self.sharing.close() == []
+        for base in Path("/sys/fs/cgroup").glob(f"**/colocate-{self.run_id}"):
             raise AssertionError(f"{base} is still there")
 
 
@@ -201,16 +219,17 @@ class FakeRig(Rig):
         pass
 
 
-@pytest.fixture(params=["docker", "process", "process without cgroups", "fake"])
+@pytest.fixture(params=["docker", "docker, idle", "process", "process, idle", "process without cgroups", "fake"])
 def rig(request: pytest.FixtureRequest, behave_binary: Path) -> Iterator[Rig]:
     made: Rig
     match request.param:
-        case "docker":
-            made = DockerRig(request.getfixturevalue("docker_client"), request.getfixturevalue("behave_image"))
+        case "docker" | "docker, idle" as kind:
+            client, image = request.getfixturevalue("docker_client"), request.getfixturevalue("behave_image")
+            made = DockerRig(client, image, idle=kind.endswith("idle"))
         case "fake":
             made = FakeRig()
         case kind:
-            made = ProcessRig(behave_binary, cgroups=kind == "process")
+            made = ProcessRig(behave_binary, cgroups="without" not in kind, idle=kind.endswith("idle"))
     try:
         made.runtime.prepare([made.spec("spin", "1")], lambda what, share: None)
         yield made
@@ -240,6 +259,12 @@ def test_a_job_runs_on_its_cores_and_moves(rig: Rig) -> None:
     rig.wished(rig.runtime.resize("job", A | B), KINDS.RESIZED)
     assert rig.cores() == {A | B}
     assert rig.runtime.look()["job"].cores == A | B
+
+
+def test_idle_priority_is_told_where_it_is_asked_for(rig: Rig) -> None:
+    rig.run("spin", "1")
+    asked_for = getattr(rig, "sharing", None) is not None
+    assert rig.runtime.look()["job"].idle is (True if asked_for else None)
 
 
 def test_its_children_move_and_end_with_it(rig: Rig) -> None:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import docker
 import pytest
@@ -27,10 +28,16 @@ def test_every_component_passes_here_and_nothing_is_left(tmp_path, server, docke
     report = json.loads(done.stdout)
     assert [check for check in report["checks"] if not check["ok"]] == []
     assert (report["ok"], done.returncode) == (True, 0)
-    assert {check["component"] for check in report["checks"]} == {"monitor", "memcached", "docker", "policy", "log"}
+    components = {"monitor", "memcached", "docker", "sharing", "policy", "log"}
+    assert {check["component"] for check in report["checks"]} == components
     assert {"component", "name", "ok", "ms", "cure"} <= set(report["checks"][0])
     names = [check["name"] for check in report["checks"] if check["component"] == "docker"]
     assert names == ["engine", "create", "start", "resize", "pause", "resume", "stop", "remove"]
+    sharing = {check["name"]: check["detail"] for check in report["checks"] if check["component"] == "sharing"}
+    assert list(sharing) == ["hierarchy", "mechanism", "sleeper", "memcached", "undone"]
+    assert sharing["hierarchy"].startswith("memcached in /")
+    assert "us late alone and" in sharing["sleeper"]
+    assert not list(Path("/sys/fs/cgroup").glob("**/colocate[-_]selftest*"))
     assert masks(server.pid) == before
     assert ours(docker_client) == []
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,8 @@
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +21,16 @@ def test_what_is_saved_is_read_again(tmp_path):
     state.clear()
     state.clear()
     assert state.read() is None
+
+
+def test_a_file_of_before_there_were_groups_is_read(tmp_path):
+    state = StateFile(tmp_path)
+    state.write(replace(SAVED, groups=("/sys/fs/cgroup/cpu/colocate-run1",)))
+    assert state.read().groups == ("/sys/fs/cgroup/cpu/colocate-run1",)
+    old = json.loads(state.path.read_text())
+    del old["groups"]
+    state.path.write_text(json.dumps(old))
+    assert state.read() == SAVED
 
 
 CORRUPT = ["", "{", "[]", "null", '{"version": 99}', '{"version": 1}', '{"version": 1, "run": 2']

@@ -72,6 +72,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--on-exit", choices=("stop", "leave", "pause"), default=default.on_exit, help="of unfinished jobs (stop)")
     add("--once", action="store_true", help="one decision, then end")
     add("--dry-run", action="store_true", help="look and decide for real, touch nothing; until Ctrl-C or --duration")
+    add("--no-share", action="store_true", help="jobs never share memcached's cores, not even at idle priority")
     add("--state-dir", type=Path, metavar="DIR", help="where lock and recovery state lie (default /run/colocate)")
     add("--config", type=Path, metavar="FILE", help="options from this file instead of ./colocate.toml")
     add("--json", action="store_true", help="print the summary as JSON on standard output")
@@ -110,6 +111,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         state_dir=args.state_dir,
         shadow=args.shadow,
         shadow_options=options.shadow_options(args),
+        share=not args.no_share,
     )
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from colocate.cores import CoreSet, format_ranges, parse_ranges
@@ -21,17 +22,35 @@ FREEZE_WAIT_S = 0.002  # freezing takes about 0.2 ms; more than this a caller wh
 _POLL_S = 0.00005
 _CONTROLLERS = ("cpuset", "freezer", "cpuacct", "cpu")  # in the order of JobCgroup's arguments
 _V1_LOWEST_SHARES, _V2_LOWEST_WEIGHT = "2", "1"
+_V1_SHARES, _V2_WEIGHT = "1024", "100"  # the defaults
 
 
-def directory(pid: int | str, controller: str, root: Path = Path("/")) -> Path | None:
-    """The cgroup directory that holds a process as far as `controller` goes (`cpuset`, `freezer`, `cpuacct`, `cpu`).
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process stands in one hierarchy.
+
+    Attributes:
+        mount: where that hierarchy is mounted.
+        parts: its group's path below there, name by name; empty for the topmost group.
+    """
+
+    mount: Path
+    parts: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The group's directory."""
+        return self.mount.joinpath(*self.parts)
+
+
+def find_place(pid: int | str, controller: str, root: Path = Path("/")) -> Place | None:
+    """Where a process stands as far as `controller` goes (`cpuset`, `freezer`, `cpuacct`, `cpu`).
 
     A controller that is mounted as version 1 is found there, every other in the version 2 tree. None where the
     process is gone, or its group lies outside of what is mounted here (as from within another container).
     """
     try:
         memberships = (root / "proc" / str(pid) / "cgroup").read_text()
-        mounts = (root / "proc/self/mountinfo").read_text()
     except OSError:
         return None
     unified = path = None
@@ -45,16 +64,41 @@ def directory(pid: int | str, controller: str, root: Path = Path("/")) -> Path |
     path = unified if path is None else path
     if path is None or path.endswith(" (deleted)") or ".." in path.split("/"):
         return None
-    for line in mounts.splitlines():
+    for fstype, options, top, mount in _mounts(root):
+        if fstype != kind or (kind == "cgroup" and controller not in options):
+            continue
+        if top == "/" or path == top or path.startswith(f"{top}/"):
+            below = path.removeprefix(top) if top != "/" else path
+            return Place(mount, tuple(part for part in below.split("/") if part))
+    return None
+
+
+def directory(pid: int | str, controller: str, root: Path = Path("/")) -> Path | None:
+    """The cgroup directory that holds a process as far as `controller` goes; None as in `find_place`."""
+    place = find_place(pid, controller, root)
+    return place.path if place else None
+
+
+def hierarchies(root: Path = Path("/")) -> list[Path]:
+    """Where whole cgroup hierarchies are mounted, of either version."""
+    return [mount for _, _, top, mount in _mounts(root) if top == "/"]
+
+
+def _mounts(root: Path) -> list[tuple[str, list[str], str, Path]]:
+    """The cgroup mounts: type, options, the group at their top, and where they are mounted."""
+    try:
+        text = (root / "proc/self/mountinfo").read_text()
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
         # 32 31 0:29 /top /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu   (proc_pid_mountinfo(5))
         fields, _, source = line.partition(" - ")
         fstype, _, options = source.split(" ", 2)
-        if fstype != kind or (kind == "cgroup" and controller not in options.split(",")):
-            continue
-        top, point = (_unescape(field) for field in fields.split(" ")[3:5])
-        if top == "/" or path == top or path.startswith(f"{top}/"):
-            return root / point.lstrip("/") / path.removeprefix(top).lstrip("/")
-    return None
+        if fstype in ("cgroup", "cgroup2"):
+            top, point = (_unescape(field) for field in fields.split(" ")[3:5])
+            found.append((fstype, options.split(","), top, root / point.lstrip("/")))
+    return found
 
 
 def _unescape(field: str) -> str:
@@ -70,7 +114,7 @@ class JobCgroup:
     """
 
     __slots__ = (
-        "_cores", "_files", "_raw_cores", "_v1_freezer", "_v1_usage", "cpuset", "freezer", "usage", "weight",
+        "_cores", "_files", "_idles", "_raw_cores", "_v1_freezer", "_v1_usage", "cpuset", "freezer", "usage", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +124,7 @@ class JobCgroup:
         self.cpuset, self.freezer, self.usage, self.weight = cpuset, freezer, usage, weight
         self._v1_freezer = freezer is not None and (freezer / "freezer.state").exists()
         self._v1_usage = usage is not None and (usage / "cpuacct.usage").exists()
+        self._idles = True  # until the kernel has refused
         self._files: dict[str, KeptFile] = {}
         self._raw_cores = b""
         self._cores: CoreSet | None = None
@@ -171,8 +216,46 @@ class JobCgroup:
             self.weight, "cpu.weight", _V2_LOWEST_WEIGHT
         )
 
+    def yields(self) -> bool:
+        """Whether everything beside it in the hierarchy goes first, as `give_way` has it."""
+        if self._idles and (idle := self._read(self.weight, "cpu.idle")) is not None:
+            return idle.strip() == b"1"
+        return self._reads_lowest()
+
+    def give_way(self) -> bool:
+        """Let all that stands beside it go first: by `cpu.idle`, else the lowest weight; True once it reads so.
+
+        With `cpu.idle` it refuses any weight (EINVAL), so that the engine's `update --cpu-shares` fails.
+        """
+        if not self.yields():
+            self._idles = self._write(self.weight, "cpu.idle", "1")
+            if not self._idles:
+                self.lowest_weight()
+        return self.yields()
+
+    def take_back(self, *, lowest: bool) -> None:
+        """Undo `give_way`: to the lowest weight if so wanted, else to the kernel's default."""
+        self._write(self.weight, "cpu.idle", "0")
+        if lowest:
+            self.lowest_weight()
+        elif not self._write(self.weight, "cpu.shares", _V1_SHARES):
+            self._write(self.weight, "cpu.weight", _V2_WEIGHT)
+
+    def how_it_yields(self) -> str:
+        """The file and the value by which it gives way."""
+        if self._idles and self._read(self.weight, "cpu.idle") is not None:
+            return "cpu.idle 1"
+        version1 = self._read(self.weight, "cpu.shares") is not None
+        return f"cpu.shares {_V1_LOWEST_SHARES}" if version1 else f"cpu.weight {_V2_LOWEST_WEIGHT}"
+
+    def _reads_lowest(self) -> bool:
+        shares, weight = self._read(self.weight, "cpu.shares"), self._read(self.weight, "cpu.weight")
+        return (shares or b"").strip() == _V1_LOWEST_SHARES.encode() or (
+            (weight or b"").strip() == _V2_LOWEST_WEIGHT.encode()
+        )
+
     def remove(self) -> bool:
-        """Remove the directories, and those above that `make` made once they are empty; True when all are gone."""
+        """Remove the directories, and the run's above them once they are empty; True when all are gone."""
         self.close()
         gone = True
         for where in self.directories():
@@ -185,7 +268,6 @@ class JobCgroup:
                 continue
             with contextlib.suppress(OSError):  # other jobs, or another run, are still there
                 where.parent.rmdir()
-                where.parent.parent.rmdir()
         return gone
 
     def _set_frozen(self, *, wanted: bool, wait_s: float) -> bool:
@@ -225,7 +307,7 @@ class JobCgroup:
 
 
 def make(name: str, root: Path = Path("/")) -> JobCgroup:
-    """Make groups of our own for one job below those that this process is in; `name` is `colocate/RUN/JOB`.
+    """Make groups of our own for one job below those that this process is in; `name` is `colocate-RUN/JOB`.
 
     Under version 1 there is one in each of cpuset, freezer, cpuacct and cpu. Under version 2 there is one, which can
     always be frozen and measured; it has a cpuset and a weight only where our own group already hands those
@@ -235,10 +317,27 @@ def make(name: str, root: Path = Path("/")) -> JobCgroup:
     return JobCgroup(*(_make_one(controller, name, root) for controller in _CONTROLLERS))
 
 
+def run_group(run_id: str) -> str:
+    """The name of a run's own group, in which only its jobs stand."""
+    return f"colocate-{run_id}"
+
+
+def may_weigh(base: Path) -> bool:
+    """Whether groups that we make below `base` get a CPU weight."""
+    if not os.access(base, os.W_OK):
+        return False
+    try:
+        return "cpu" in (base / "cgroup.subtree_control").read_text().split()
+    except FileNotFoundError:  # version 1
+        return True
+    except OSError:
+        return False
+
+
 def made(run_id: str, root: Path = Path("/")) -> dict[str, JobCgroup]:
     """The groups that `make` made for a run and nobody has removed, by job; found only below our own group."""
     bases = [directory("self", controller, root) for controller in _CONTROLLERS]
-    places = [base / "colocate" / run_id if base else None for base in bases]
+    places = [base / run_group(run_id) if base else None for base in bases]
     jobs = sorted({path.name for place in places if place for path in place.glob("*") if path.is_dir()})
     return {job: JobCgroup(*(place / job if place else None for place in places)) for job in jobs}
 

@@ -21,7 +21,8 @@ from colocate.jobs import JobEventKind, JobSpec
 # A daemon call costs 18 ms of CPU on any core, memcached's too: the record waits until a wish has stood this long.
 SETTLE_S = 0.5
 GRACE_S = 1.0  # from SIGTERM to SIGKILL
-_FREEZE_S = 10.0  # a job that gets no CPU takes long to freeze, and a worker waits so long
+# A job that gets no CPU takes long to freeze: the worker waits so long, and lets it have some between two looks.
+_FREEZE_S, _FREEZE_AGAIN_S = 30.0, 0.02
 _EVENT_S, _ASK_AGAIN_S = 0.025, 0.01  # the engine takes 20 ms to notice an end; asking earlier only delays it
 _KILL_AGAIN_S, _KILLS = 5.0, 3
 _RECORD_BACK_OFF_S, _RECORD_TRIES = 1.0, 5
@@ -159,13 +160,14 @@ class Container(Wishes):
                 self._refused(error)
                 return
         with self._cond:
+            self._grip.give_way()  # with systemd the engine's call has taken that back
             if cores == self._cores:
                 self._settled(JobEventKind.RESIZED)
             if not self._owed & {JobEventKind.PAUSED, JobEventKind.RESUMED}:
                 return
             paused, direct = self._paused, self._grip.writable()
         if direct:
-            if not wait_until(self._set_paused, _FREEZE_S, 0.002):
+            if not wait_until(self._set_paused, _FREEZE_S, _FREEZE_AGAIN_S):
                 self._refused(TimeoutError(f"not {'frozen' if paused else 'thawed'} within {_FREEZE_S:g} s"))
                 return
         else:
@@ -181,7 +183,8 @@ class Container(Wishes):
 
     def _set_paused(self) -> bool:
         with self._cond:
-            return self._phase is not Phase.RUNNING or self._grip.set_paused(paused=self._paused)
+            over = self._phase is not Phase.RUNNING or self._stop_wished or self._on_exit is not None
+            return over or self._grip.set_paused(paused=self._paused)
 
     def _settled(self, kind: JobEventKind) -> None:
         if kind in self._owed and self._phase is Phase.RUNNING:
@@ -303,6 +306,7 @@ class Container(Wishes):
                 return  # it has ended meanwhile, and is removed instead
             if direct and not self._confirm():
                 self.error = f"could not be {'paused' if self._paused else 'resumed'}"
+            self._grip.take_back()
             self._over(Phase.GONE)
             self._done = True
 

@@ -29,6 +29,7 @@ from colocate.host.engine import (
     remove_leftovers,
 )
 from colocate.host.runtime import Progress
+from colocate.host.sharing import Sharing
 from colocate.host.watcher import Watcher
 from colocate.host.wishes import Engine
 from colocate.jobs import JobEvent, JobSpec
@@ -53,16 +54,19 @@ class ContainerRuntime:
         notify: called from any thread whenever an event was queued; must not block.
         root: where /proc and the cgroup mounts lie.
         factory: makes a client with a given time-out in seconds; None takes the engine that the environment names.
+        sharing: gives jobs idle priority where they meet memcached; None where they need none.
     """
 
     name = "docker"
 
     def __init__(
-        self, run_id: str, notify: Callable[[], None], *, root: Path = Path("/"), factory: ClientFactory | None = None
-    ) -> None:
+        self, run_id: str, notify: Callable[[], None], *, root: Path = Path("/"), factory: ClientFactory | None = None,
+        sharing: Sharing | None = None,
+    ) -> None:  # fmt: skip
         self._run_id = run_id
         self._notify = notify
         self._root = root
+        self._sharing = sharing
         self._factory = factory or client_from_env
         self._clients: list[docker.DockerClient] = []
         self._engine: Engine | None = None
@@ -80,7 +84,7 @@ class ContainerRuntime:
             patient = connect(self._factory, LONG_TIMEOUT_S)
             self._clients.append(patient)
             watcher = Watcher("colocate-ends")
-            self._engine = Engine(self._run_id, quick.api, patient.api, watcher, self._emit, self._root)
+            self._engine = Engine(self._run_id, quick.api, patient.api, watcher, self._emit, self._root, self._sharing)
             for target in (self._follow, self._list):
                 thread = threading.Thread(target=target, name=f"colocate-docker{target.__name__}", daemon=True)
                 self._threads.append(thread)

@@ -52,6 +52,21 @@ def connect(factory: ClientFactory, timeout_s: float) -> docker.DockerClient:
         ) from error
 
 
+def cgroup_driver(factory: ClientFactory = client_from_env) -> str:
+    """Who makes the containers' control groups: `cgroupfs` (the engine itself), `systemd`, or `none` (rootless).
+
+    Raises:
+        UserError: the engine does not run, or we may not use it.
+    """
+    client = connect(factory, CALL_TIMEOUT_S)
+    try:
+        return str(client.info().get("CgroupDriver", "none"))
+    except ENGINE_ERRORS as error:
+        raise UserError(f"the Docker Engine does not tell of itself ({reason(error)})") from error
+    finally:
+        client.close()
+
+
 def prepare_images(client: docker.DockerClient, jobs: Sequence[JobSpec], progress: Progress) -> None:
     """Make every image ready: ours is built, the others are pulled where they are missing.
 

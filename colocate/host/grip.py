@@ -12,14 +12,23 @@ from pathlib import Path
 from colocate.cores import CoreSet
 from colocate.host.cgroup import JobCgroup
 from colocate.host.engine import cgroup_of
+from colocate.host.sharing import Sharing
 from colocate.host.watcher import Watcher
 from colocate.view import JobSample
 
 
 class Grip:
-    """Empty while there is no process, or none that we can see. Not thread-safe: its container's lock guards it."""
+    """Empty while there is no process, or none that we can see. Not thread-safe: its container's lock guards it.
 
-    def __init__(self, watcher: Watcher, root: Path) -> None:
+    Args:
+        watcher: tells of the end of its init process.
+        root: where /proc lies.
+        sharing: gives it idle priority where it meets memcached; None where it need not.
+    """
+
+    def __init__(self, watcher: Watcher, root: Path, sharing: Sharing | None = None) -> None:
+        self._sharing = sharing
+        self._pid = 0
         self._watcher = watcher
         self._root = root
         self._group: JobCgroup | None = None
@@ -34,7 +43,7 @@ class Grip:
             if self._group is None:
                 os.close(fd)
             else:
-                self._pidfd = fd
+                self._pidfd, self._pid = fd, pid
                 self._watcher.watch(fd, ended)
 
     def drop(self) -> None:
@@ -61,7 +70,22 @@ class Grip:
     def sample(self) -> JobSample:
         """What the files say now."""
         group = self._group
-        return JobSample() if group is None else JobSample(group.cores(), group.frozen(), group.cpu_s())
+        sharing = self._sharing
+        if group is None:
+            return JobSample(idle=None if sharing is None else False)
+        idle = None if sharing is None else sharing.holds(group, self._pid)
+        return JobSample(group.cores(), group.frozen(), group.cpu_s(), idle)
+
+    def give_way(self) -> bool:
+        """Have it let memcached go first where they meet, if it is to; True when it reads so."""
+        if self._sharing is None or self._group is None:
+            return self._sharing is None
+        return self._sharing.give(self._group, self._group.pids())
+
+    def take_back(self) -> None:
+        """Undo `give_way` for a container that outlives the run."""
+        if self._sharing is not None and self._group is not None:
+            self._sharing.take_back(self._group, self._group.pids())
 
     def set_cores(self, cores: CoreSet) -> bool:
         """Write the cores; True when they are in effect."""
@@ -78,12 +102,13 @@ class Grip:
         return thawed
 
     def confirm(self, cores: CoreSet, *, paused: bool) -> bool:
-        """Have both so, and read them back; True when they are.
+        """Have both so, and read them back; True when they are. Whether it gives way as it should, `sample` tells.
 
         The freezer is written even where it seems right: a freeze that is under way reads as none.
         """
         if self._group is None:
             return False
+        self.give_way()
         placed = self._group.cores() == cores or self._group.set_cores(cores)
         return self.set_paused(paused=paused) and placed
 

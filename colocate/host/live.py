@@ -19,6 +19,7 @@ from colocate.host.latency import LatencySource
 from colocate.host.memcached import PinError, ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.runtime import Runtime
+from colocate.host.sharing import Sharing
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobSpec
 from colocate.move import SERVICE, Move, MoveError, MoveKind, OnExit
@@ -68,6 +69,7 @@ class LiveHost:
         doorbell: rung by the runtime when something happens to a job.
         remember: called, on a worker thread, with the affinity of a memcached that was found anew, before it is
             changed. None is a dry run: look for real, but leave memcached alone (with a runtime that only pretends).
+        sharing: gives jobs idle priority where they meet memcached, as proved; None where they must not meet.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class LiveHost:
         doorbell: Doorbell,
         *,
         remember: Callable[[ServiceAffinity], None] | None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._service = service
         self._runtime = runtime
@@ -86,6 +89,8 @@ class LiveHost:
         self._monitor = monitor
         self._doorbell = doorbell
         self._remember = remember
+        self._sharing = self._shared = sharing  # what is so now, what was made
+        self._remarks: tuple[str, ...] = ()
         self._pretended: CoreSet = frozenset()
         self._cores: Mapping[int, CoreUse] = {}
         self._look_s = float("-inf")
@@ -117,6 +122,8 @@ class LiveHost:
             self._cores, jobs = self._monitor.cores(), self._runtime.look()
             if alive and self._remember is not None:
                 masks = service.affinity.masks()
+            self._still_shares(jobs)
+        remarks, self._remarks = self._remarks, ()
         return Observation(
             time_s=now_s,
             cores=self._cores,
@@ -135,6 +142,8 @@ class LiveHost:
             ),
             jobs=jobs,
             events=tuple(self._runtime.events()),
+            remarks=remarks,
+            can_share=self._sharing is not None,
             memory_available_bytes=self._monitor.memory_available_bytes(),
             cpu_pressure=self._monitor.cpu_pressure(),
         )
@@ -192,12 +201,25 @@ class LiveHost:
             except PinError as error:
                 problems.append(f"memcached's affinity is not restored: {error}")
         problems += self._runtime.close(on_exit, _CLOSE_S)
+        if self._shared is not None:
+            left = self._shared.close(wait_s=_CLOSE_S if on_exit == "stop" else 0.0)
+            problems += left if on_exit == "stop" else []
         self._service.statistics.stop()
         self._service.latency.stop()
         self._monitor.close()
         if self._searching is not None:
             self._searching.join(timeout=1.0)
         return problems
+
+    def _still_shares(self, jobs: Mapping[str, JobSample]) -> None:
+        """Share no more where a job has lost its idle priority for good."""
+        lost = [name for name, sample in jobs.items() if sample.idle is False]
+        if lost and self._sharing is not None:
+            self._share_no_more(f"{lost[0]} has not kept its idle priority")
+
+    def _share_no_more(self, why: str) -> None:
+        self._sharing = None
+        self._remarks += (f"memcached's cores are not shared any more: {why}",)
 
     def _pin(self, cores: CoreSet) -> None:
         if self._remember is None:
@@ -225,6 +247,8 @@ class LiveHost:
                 self._remember(affinity)
             except UserError as error:  # a full disk: pinned all the same
                 self.problems.append(str(error))
+        if self._sharing is not None and not self._sharing.fits(found.pid):
+            self._share_no_more("memcached came back in another control group")
         self._service.affinity = affinity
         self._doorbell.ring()
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import colocate_workloads
@@ -21,15 +21,16 @@ import colocate_workloads
 from colocate.cores import CoreSet
 from colocate.errors import UserError
 from colocate.host import proctree
-from colocate.host.cgroup import FREEZE_WAIT_S, JobCgroup, make
+from colocate.host.cgroup import FREEZE_WAIT_S, JobCgroup, make, run_group
 from colocate.host.runtime import Progress
+from colocate.host.sharing import Sharing
 from colocate.host.watcher import Watcher
 from colocate.jobs import JobEvent, JobEventKind, JobSpec
 from colocate.move import OnExit
 from colocate.view import JobSample
 
 GRACE_S = 1.0  # from SIGTERM to SIGKILL
-_FREEZE_S, _ASK_AGAIN_S = 10.0, 0.005  # a job that gets no CPU takes long to freeze or to stop
+_FREEZE_S, _ASK_AGAIN_S = 30.0, 0.005  # a job that gets no CPU takes long to freeze or to stop
 
 # Constant; the job's words come as arguments. It waits where its cores can be set before its first instruction, and
 # when we die it reads the end of the pipe and ends: nothing that has not started outlives us.
@@ -67,19 +68,21 @@ class ProcessRuntime:
         workdir: where jobs run that name no directory; None is where the built kernels lie.
         cgroups: whether to make cgroups where we may; False does without everywhere.
         root: where /proc and the cgroup mounts lie.
+        sharing: gives jobs idle priority where they meet memcached; None where they need none.
     """
 
     name = "process"
 
     def __init__(
         self, run_id: str, notify: Callable[[], None], *, workdir: Path | None = None, cgroups: bool = True,
-        root: Path = Path("/"),
+        root: Path = Path("/"), sharing: Sharing | None = None,
     ) -> None:  # fmt: skip
         self._run_id = run_id
         self._notify = notify
         self._workdir = workdir
         self._cgroups = cgroups
         self._root = root
+        self._sharing = sharing
         self._jobs: dict[str, _Job] = {}
         self._events: deque[JobEvent] = deque()
         self._lock = threading.RLock()
@@ -155,7 +158,7 @@ class ProcessRuntime:
         """See `Runtime.look`."""
         with self._lock:
             return {
-                name: self._sample(one, one.process.pid)
+                name: self._look(one, one.process.pid)
                 for name, one in self._jobs.items()
                 if one.process is not None and one.running
             }
@@ -179,6 +182,8 @@ class ProcessRuntime:
                     one.paused = on_exit == "pause"
                     if not self._set_frozen(one, max(0.1, end_s - time.monotonic())):
                         problems.append(f"{one.spec.name}: could not be {'paused' if one.paused else 'resumed'}")
+                    if self._sharing is not None:
+                        self._sharing.take_back(one.group, self._members(one))
                     one.group.close()
                     continue
                 if process is not None:
@@ -192,7 +197,7 @@ class ProcessRuntime:
         return problems
 
     def _make_group(self, job: str) -> JobCgroup:
-        return make(f"colocate/{self._run_id}/{job}", self._root) if self._cgroups else JobCgroup()
+        return make(f"{run_group(self._run_id)}/{job}", self._root) if self._cgroups else JobCgroup()
 
     def _create(self, one: _Job) -> None:
         with self._lock:
@@ -258,6 +263,7 @@ class ProcessRuntime:
             one.group.remove()
             one.group = JobCgroup()
         one.group.lowest_weight()
+        self._give_way(one)
         one.cpu_before_s = one.group.cpu_s() or 0.0
         return self._set_cores(one)
 
@@ -318,6 +324,19 @@ class ProcessRuntime:
         if one.group.directories():
             return one.group.pids()
         return proctree.session_members(one.process.pid, self._root) if one.process else []
+
+    def _give_way(self, one: _Job) -> bool:
+        """Have a job let memcached go first where they meet, if it is to; True when it reads so."""
+        return self._sharing is None or self._sharing.give(one.group, self._members(one))
+
+    def _look(self, one: _Job, pid: int) -> JobSample:
+        sample = self._sample(one, pid)
+        if self._sharing is None:
+            return sample
+        idle = self._sharing.holds(one.group, pid)
+        if not idle and (idle := self._give_way(one)):
+            self._emit(one, JobEventKind.CHANGED, detail="its idle priority was taken by somebody else, put right")
+        return replace(sample, idle=idle)
 
     def _sample(self, one: _Job, pid: int) -> JobSample:
         group = one.group

@@ -21,12 +21,14 @@ class Record:
         quick: a client with a short time-out, for ordinary calls.
         patient: one with a long time-out, for what waits for disks or processes.
         cores: the cpuset at its creation.
+        parent: the control group (with systemd: the slice) in which its own is to stand; None is the engine's default.
     """
 
-    def __init__(self, quick: APIClient, patient: APIClient, cores: CoreSet) -> None:
+    def __init__(self, quick: APIClient, patient: APIClient, cores: CoreSet, parent: str | None = None) -> None:
         self.id = ""
         self.cores = cores
         self.paused = False
+        self._parent = parent
         self._quick = quick
         self._patient = patient
 
@@ -35,9 +37,10 @@ class Record:
         host = self._patient.create_host_config(
             cpuset_cpus=format_ranges(self.cores),  # explicit, because one can never be unset later
             network_mode=spec.network,
-            # The lowest there is: what stands beside the container in the hierarchy goes first (with the systemd
-            # driver every other service; with cgroupfs only other containers).
+            # The lowest there is: what stands beside the container in the hierarchy goes first. Only at its creation:
+            # with `cpu.idle` the engine can change it no more.
             cpu_shares=2,
+            cgroup_parent=self._parent,
             log_config=_LOG,
         )
         made = self._patient.create_container(

@@ -10,11 +10,12 @@ from colocate.eventlog import SCHEDULER, Event, parse
 from colocate.host.engine import CALL_TIMEOUT_S, client_from_env, connect, leftover_runs, remove_leftovers
 from colocate.host.memcached import PinError, restore_from
 from colocate.host.proctree import kill_leftovers
+from colocate.host.sharing import remove_groups
 from colocate.host.state import Saved
 
 
 def restore(saved: Saved) -> tuple[list[str], list[str]]:
-    """Give memcached its affinity back, remove the run's jobs, and close its event log.
+    """Give memcached its affinity back, remove the run's jobs and control groups, and close its event log.
 
     Returns:
         what was done, and what could not be done; one line each.
@@ -32,6 +33,9 @@ def restore(saved: Saved) -> tuple[list[str], list[str]]:
         more_done, more_failed = remove_containers(saved.run)
     done += more_done
     failed += more_failed
+    there = [Path(path) for path in saved.groups if Path(path).is_dir()]
+    failed += remove_groups(there)
+    done += [f"control group {path} removed" for path in there if not path.exists()]
     if not failed and _close_log(Path(saved.log)):
         done.append(f"{saved.log} closed")
     return done, failed

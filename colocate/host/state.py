@@ -43,6 +43,7 @@ class Saved:
         runtime: `docker` or `process`.
         log: the run's event log.
         service: memcached's pid, start time and original affinity, as `host.memcached` writes it.
+        groups: control groups that the run may have made, or the engine for it; none in older files.
     """
 
     run: str
@@ -50,6 +51,7 @@ class Saved:
     runtime: str
     log: str
     service: Mapping[str, object]
+    groups: tuple[str, ...] = ()
 
 
 def boot_id(root: Path = Path("/")) -> str:
@@ -97,6 +99,7 @@ class StateFile:
                 runtime=str(data["runtime"]),
                 log=str(data["log"]),
                 service=dict(data["service"]),
+                groups=tuple(str(path) for path in data.get("groups", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._set_aside(f"{type(error).__name__}: {error}")

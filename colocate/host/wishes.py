@@ -19,6 +19,7 @@ from docker import APIClient
 from colocate.cores import CoreSet
 from colocate.host.grip import Grip
 from colocate.host.record import Record
+from colocate.host.sharing import Sharing
 from colocate.host.watcher import Watcher
 from colocate.jobs import JobEvent, JobEventKind, JobSpec
 from colocate.move import OnExit
@@ -49,6 +50,7 @@ class Engine:
         watcher: tells when an init process has ended.
         emit: takes each event; may be called from any thread, must not call back.
         root: where /proc lies.
+        sharing: gives containers idle priority where they meet memcached; None where they need none.
     """
 
     run_id: str
@@ -57,6 +59,7 @@ class Engine:
     watcher: Watcher
     emit: Callable[[JobEvent], None]
     root: Path
+    sharing: Sharing | None = None
 
 
 class Wishes:
@@ -71,11 +74,11 @@ class Wishes:
         self._engine = engine
         self._spec = spec
         self._name = f"colocate-{engine.run_id}-{spec.name}"
-        self._record = Record(engine.quick, engine.patient, cores)
+        self._record = self._new_record(cores)
         self._cond = threading.Condition()  # guards everything below; never held during a call to the engine
         self._phase, self._phase_s = Phase.NEW, time.monotonic()
         self._threads = threads
-        self._grip = Grip(engine.watcher, engine.root)
+        self._grip = Grip(engine.watcher, engine.root, engine.sharing)
         self._cores, self._paused = cores, False  # the wish
         self._wish_s = self._record_s = 0.0  # when it changed; when the record may be touched again
         self._record_tries = 0
@@ -94,7 +97,7 @@ class Wishes:
             if self._phase is Phase.GONE:
                 self._spec = spec
                 self._threads, self._cores = threads, cores
-                self._record = Record(self._engine.quick, self._engine.patient, cores)
+                self._record = self._new_record(cores)
                 self._enter(Phase.NEW)
 
     def start(self, cores: CoreSet) -> None:
@@ -140,8 +143,12 @@ class Wishes:
             if self._phase is not Phase.RUNNING:
                 return None
             sample = self._grip.sample()
-            # What shows during a call is our own doing and passes within milliseconds.
-            return sample if not self._recording else replace(sample, cores=self._cores, paused=self._paused)
+            if self._recording:  # what shows during a call is our own doing and passes within milliseconds
+                return replace(sample, cores=self._cores, paused=self._paused, idle=None)
+            if sample.idle is False and self._grip.give_way():
+                self._emit(JobEventKind.CHANGED, detail="its idle priority was taken by somebody else, put right")
+                return replace(sample, idle=True)
+            return sample
 
     def hint(self, container_id: str, action: str, code: int | None) -> None:
         """The engine's event stream tells of it (`kill`, `die`, `destroy`, `pause`, `unpause`, `update`)."""
@@ -175,6 +182,11 @@ class Wishes:
         with self._cond:
             self._on_exit = on_exit
             self._cond.notify_all()
+
+    def _new_record(self, cores: CoreSet) -> Record:
+        engine = self._engine
+        parent = engine.sharing.mechanism.cgroup_parent if engine.sharing else None
+        return Record(engine.quick, engine.patient, cores, parent)
 
     def _under_way(self) -> bool:
         return (self._phase in (Phase.STARTING, Phase.RUNNING) or self._start_wished) and not self._stop_wished
