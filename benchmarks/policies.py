@@ -7,9 +7,8 @@ noise to every policy; intervals are 95 %, Student's t over the seeds. At each m
 policies run beside the oracle; at the others those that are of interest there, without it. Then the questions that the
 policies were built to answer are answered, whatever the answer is.
 
-`avoidable` is what is left of the violations when those are taken out in which no core count holds the SLO on the machine
-that was drawn (its capacity strays by 14 % between machines of a type). A rule *holds* a limit if its avoidable violations
-do.
+`avoidable` is what is left of the violations without those in which no core count holds the SLO on the machine that was
+drawn (its capacity strays by 14 % between machines of a type). A rule *holds* a limit if its avoidable violations do.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from colocate.compare import Contender, compare, parse_contenders
 from colocate.report.comparison import Comparison, Outcome, Row
+from colocate.report.confidence import Estimate
 from colocate.simulation import SimSettings
 
 OFFICIAL_S = {"cca-2024": 10.0, "cca-2025": 10.0, "cca-2026": 15.0}
@@ -47,6 +47,7 @@ class Table:
     official: bool
 
     def row(self, policy: str) -> Row:
+        """One policy's."""
         return next(row for row in self.found.rows() if row.policy == policy)
 
     def markdown(self) -> str:
@@ -58,19 +59,24 @@ class Table:
             "|---|---|---|---|---|---|---|",
         ]
         for row in sorted(self.found.rows(), key=lambda row: row.makespan_s.mean):
-            spread, ratio = row.makespan_s.high - row.makespan_s.mean, row.slo_violation_ratio
             fast = fast_runs(self.found.outcomes[row.policy])
+            fast_s = statistics.fmean(run.makespan_s for run in fast)
+            late = statistics.fmean(run.slo_violation_ratio for run in fast)
             over = "" if math.isnan(row.over_oracle) else f"{row.over_oracle:.3f}{'*' if row.share else ''}"
             cut = f" ({row.incomplete_runs} cut off)" if row.incomplete_runs else ""
             lines.append(
-                f"| {row.policy} | {row.makespan_s.mean:.0f} ± {spread:.0f}{cut} "
-                f"| {100 * ratio.mean:.2f} ± {100 * (ratio.high - ratio.mean):.2f} | {100 * avoidable(row):.2f} | {over} "
-                f"| {statistics.fmean(run.makespan_s for run in fast):.0f}, "
-                f"{100 * statistics.fmean(run.slo_violation_ratio for run in fast):.2f} | {row.core_moves_per_min:.1f} |"
+                f"| {row.policy} | {_spread(row.makespan_s, 1, 0)}{cut} | {_spread(row.slo_violation_ratio, 100, 2)} "
+                f"| {100 * avoidable(row):.2f} | {over} | {fast_s:.0f}, {100 * late:.2f} "
+                f"| {row.core_moves_per_min:.1f} |"
             )
         for kind, bound in self.found.oracle().items():
-            lines.append(f"| oracle, {kind} | {bound['best_s']:.0f} (none below {bound['lower_bound_s']:.0f}) | | | | | |")
+            best_s, lower_s = bound["best_s"], bound["lower_bound_s"]
+            lines.append(f"| oracle, {kind} | {best_s:.0f} (none below {lower_s:.0f}) | | | | | |")
         return "\n".join(lines)
+
+
+def _spread(value: Estimate, times: float, digits: int) -> str:
+    return f"{times * value.mean:.{digits}f} ± {times * (value.high - value.mean):.{digits}f}"
 
 
 def avoidable(row: Row) -> float:
@@ -90,7 +96,9 @@ def answers(tables: Sequence[Table]) -> list[str]:
         limit = TARGETS.get(table.found.qps_interval_s)
         row = table.row(WINNER)
         all_, own = row.slo_violation_ratio.mean, avoidable(row)
-        told = "no target" if limit is None else f"target {limit:.1%}: {_met(all_ <= limit)}, avoidable: {_met(own <= limit)}"
+        told = "no target"
+        if limit is not None:
+            told = f"target {limit:.1%}: {_met(all_ <= limit)}, avoidable: {_met(own <= limit)}"
         lines.append(f"   {_name(table)}: {all_:.2%}, avoidable {own:.2%}; {told}")
     official = [table for table in tables if table.official]
     lines.append("2. Whole cores only: at most 1.05 times the best schedule, 10 % below the best rule that holds 3 %?")
@@ -133,6 +141,7 @@ def _name(table: Table) -> str:
 
 
 def main() -> None:
+    """Run, print, answer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="1 to N (20)")
     parser.add_argument("--scenarios", default=",".join(OFFICIAL_S), help="machines (all three)")

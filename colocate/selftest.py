@@ -248,7 +248,7 @@ def _policy() -> Iterator[Check]:
 def _decide() -> str:
     topology = read_topology()
     total = len(topology.cores)
-    policy = load_policy("reactive")
+    policy = load_policy("share")
     jobs = {spec.name: JobView(spec, JobState.WAITING, frozenset(), 1, None, 0.0) for spec in load_catalogue("demo")}
     decisions = 0
     start_s = time.perf_counter()

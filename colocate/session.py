@@ -45,10 +45,13 @@ from colocate.policy import choose
 from colocate.regulator import Limits
 from colocate.report.grade import Interval, grade, probed_intervals, reported_intervals
 from colocate.report.summary import Summary, deciders, policy_faults, summarize
+from colocate.sim.calibration import load_calibration
+from colocate.sim.profile import profile
 from colocate.swap import controlled
 from colocate.topology import Topology, read_topology
 from colocate.view import Slo
 
+_MEASURED = Path("this-machine.toml")  # what `colocate calibrate` has written in the working directory
 _FIRST_S = 2.0  # memcached answers within that, or it is asked again by and by
 
 RuntimeName = Literal["docker", "process"]
@@ -61,7 +64,7 @@ class Settings:
     memcached_ip: str
     port: int = 11211
     memcached_pid: int | None = None
-    policy: str = "reactive"
+    policy: str = "share"
     options: tuple[str, ...] = ()
     jobs: str = "demo"
     cores: CoreSet | None = None
@@ -175,7 +178,10 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
     Raises:
         UserError: something is wrong; then nothing has been touched.
     """
+    calibration = load_calibration(_MEASURED.stem) if _MEASURED.is_file() else None
     jobs = load_catalogue(settings.jobs)
+    if calibration is not None:
+        jobs = calibration.informed(jobs)
     policy = choose(settings.policy, settings.options)
     shadow = choose(settings.shadow, settings.shadow_options) if settings.shadow else None
     ip = local_address(settings.memcached_ip)
@@ -232,9 +238,13 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             sharing=sharing,
         )
         try:
+            known = None
+            if calibration is not None:
+                threads = statistics.sample().threads or calibration.scenario.memcached_threads
+                known = profile(calibration.service, threads, settings.slo.percentile, len(topology.cores))
             controller = Controller(
-                jobs, policy.policy, topology, host.deadline,
-                slo=settings.slo, limits=Limits(), retries=settings.retries, label=policy.label, shadow=shadow,
+                jobs, policy.policy, topology, host.deadline, slo=settings.slo, limits=Limits(),
+                retries=settings.retries, profile=known, label=policy.label, shadow=shadow,
             )  # fmt: skip
             log = SchedulerLogger(settings.log_dir)
             log.custom_event("scheduler", str(verdict))

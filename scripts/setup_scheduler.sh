@@ -353,7 +353,7 @@ report_all() {
 run_tests() {
   local code=0 failed='' tool
   cd "$root"
-  for tool in 'ruff check' mypy lint-imports; do
+  for tool in 'ruff check' mypy 'mypy benchmarks' lint-imports; do
     say "$tool"
     # shellcheck disable=SC2086 # words of a command
     "$venv/bin/"$tool || failed+=" $tool,"

@@ -410,7 +410,7 @@ def test_test_runs_everything_and_ends_with_pytest(machine: Machine) -> None:
     assert done.returncode == 0, done.stderr
     assert "python -m pip install -e .\\[dev\\]" in machine.calls()
     names = [call.split()[0] for call in machine.calls()]
-    assert names[-4:] == ["ruff", "mypy", "lint-imports", "pytest"]
+    assert names[-5:] == ["ruff", "mypy", "mypy", "lint-imports", "pytest"]
     assert machine.calls("ruff") == ["ruff check"]
     assert machine.calls("pytest") == [r"pytest -k a\ or\ b"]
     assert done.stdout.splitlines()[-1] == "3 passed in 0.01s"

@@ -48,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_scenario_options(parser)
     add = parser.add_argument
-    add("--policy", default="reactive", metavar="NAME", help="name, FILE.py:CLASS or module:Class (%(default)s)")
+    add("--policy", default="share", metavar="NAME", help="name, FILE.py:CLASS or module:Class (%(default)s)")
     add("--set", action="append", default=[], metavar="OPTION=VALUE", help="set an option of the policy; repeatable")
     options.add_shadow(parser)
     add("--seed", type=options.count, metavar="N", help="of the load and of all that is random (the scenario's)")
