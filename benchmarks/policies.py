@@ -7,8 +7,8 @@ noise to every policy; intervals are 95 %, Student's t over the seeds. At each m
 policies run beside the oracle; at the others those that are of interest there, without it. Then the questions that the
 policies were built to answer are answered, whatever the answer is.
 
-`avoidable` is what is left of the violations without those in which no core count holds the SLO on the machine that was
-drawn (its capacity strays by 14 % between machines of a type). A rule *holds* a limit if its avoidable violations do.
+`avoidable` is what is left of the violations without those that the machine that was drawn has even with nothing beside
+memcached (its capacity strays by 14 % between machines of a type). A rule *holds* a limit if its avoidable violations do.
 """
 
 from __future__ import annotations

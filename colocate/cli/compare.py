@@ -31,10 +31,10 @@ examples:
 Options of a policy stand in brackets behind it; quote them, since brackets mean something to a shell. A seed means the
 same load, the same machine and the same noise to every policy. Intervals hold the true mean in 95 % of all cases
 (Student's t over the seeds). The second table has the differences to the first policy named, seed by seed: where zero
-is outside the interval the difference is more than chance (marked *). `unavoidable` is the share of load intervals in
-which nobody can hold the SLO, as the machine that was drawn is too slow; it is part of the violations. `useful` is the
-share of the machine's cycles in which memcached or a job ran. `over oracle` is against the best schedule that is known,
-found with the whole load known in advance. Every figure is the model's, not a measurement.
+is outside the interval the difference is more than chance (marked *). `unavoidable` is the share of load intervals that
+break the SLO even with nothing beside memcached, as the machine that was drawn is too slow; it is part of the
+violations. `useful` is the share of the machine's cycles in which memcached or a job ran. `over oracle` is against the
+best schedule that is known, found with the whole load known in advance. Every figure is the model's, not a measurement.
 
 loads:
 {LOADS}"""

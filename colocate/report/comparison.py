@@ -28,7 +28,7 @@ class Outcome:
         complete: every job ended.
         useful_cycles_ratio: batch and memcached CPU over all cycles of the managed cores within the makespan;
             memcached's at its mean over the run.
-        unavoidable_ratio: share of its load intervals in which nobody could have held the SLO: the machine is too slow.
+        unavoidable_ratio: share of its load intervals that break the SLO even with nothing beside memcached.
         share: the policy let jobs run on memcached's cores.
         fell_back: the policy failed so often that the safe one took over.
         fault: what its first failure was; empty without one.
@@ -53,7 +53,7 @@ class Row:
     """A policy over all seeds.
 
     Attributes:
-        unavoidable_ratio: mean share of load intervals in which nobody could have held the SLO.
+        unavoidable_ratio: mean share of load intervals that break the SLO even with nothing beside memcached.
         over_oracle: mean ratio of its time to the best that is known; with sharing where it shares.
         makespan_difference_s: its makespan less the first policy's, seed by seed.
         slo_violation_difference: the same of the ratio of violations.

@@ -162,8 +162,13 @@ def simulate(
     )
     interval_s = setup.trace.interval_s
     host.run_on((host.now() // interval_s + 1) * interval_s)
-    begin_s = BEGIN.timestamp()
-    load = mcperf.Output(
+    return Simulated(ending, controller, log.path, reported(machine), machine)
+
+
+def reported(machine: Machine) -> mcperf.Output:
+    """What the load generator would have printed of the load intervals that are over."""
+    begin_s, interval_s = BEGIN.timestamp(), machine.trace.interval_s
+    return mcperf.Output(
         start_s=begin_s,
         end_s=begin_s + len(machine.rows) * interval_s,
         interval_s=interval_s,
@@ -171,4 +176,3 @@ def simulate(
         rows=tuple(machine.rows),
         complete=True,
     )
-    return Simulated(ending, controller, log.path, load, machine)
