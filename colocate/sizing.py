@@ -262,7 +262,7 @@ class Sizing:
             return _Bracket(1.0, math.inf)
         calm_us = min(point.wait_us for point in view.profile.curves[min(setting.cores, max(view.profile.curves))])
         edge_us = view.profile.edge(setting.cores, self._limit_ms(view, setting)).wait_us
-        return _Bracket(max(edge_us, _TELLS * calm_us), max(edge_us, _TELLS * calm_us) * _WAIT_BELIEF)
+        return _Bracket(max(edge_us / _WAIT_BELIEF, _TELLS * calm_us), max(edge_us, _TELLS * calm_us) * _WAIT_BELIEF)
 
     def _limit_ms(self, view: View, setting: Setting) -> float:
         """The latency that the calibration must promise with nothing beside, so that there is room for what is."""
