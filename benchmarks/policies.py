@@ -7,9 +7,9 @@ noise to every policy; intervals are 95 %, Student's t over the seeds. At each m
 policies run beside the oracle; at the others those that are of interest there, without it. Then the questions that the
 policies were built to answer are answered, whatever the answer is.
 
-`avoidable` is what is left of the violations without those that the drawn machine has even with nothing beside memcached
-(the capacity strays by 14 % between machines of a type). A rule *holds* a limit if its avoidable violations do. Runs are
-cut off after 2400 s.
+`avoidable` is what is left of the violations without those that the drawn machine has even with nothing beside it (the
+capacity strays by 14 % between machines of a type). A rule *holds* a limit if its avoidable violations do. Runs are cut
+off after 2400 s.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from colocate.sim.traces import LOADS
 _WIDTH = 120  # in a file or a pipe
 _EPILOG = f"""\
 examples:
-  colocate compare --policies static,random,reactive --seeds 20
-  colocate compare --policies 'reactive,reactive[high=0.6],reactive[high=0.9,hold_s=5]' --picture front.png
+  colocate compare --policies share,reactive,qps-cut,static --seeds 20
+  colocate compare --policies 'reactive,reactive[caution=0.7],reactive[caution=0.95,hold_s=2]' --picture front.png
   colocate compare --policies reactive,my.py:Mine --scenario cca-2026 --csv runs.csv
 
 Options of a policy stand in brackets behind it; quote them, since brackets mean something to a shell. A seed means the

@@ -22,7 +22,7 @@ from colocate.view import Slo
 _EPILOG = """\
 examples:
   colocate replay logs/log20250506_154615.txt --mcperf mcperf.txt --check-model
-  colocate replay logs/log20250506_154615.txt --mcperf mcperf.txt --policy reactive --set high=0.6
+  colocate replay logs/log20250506_154615.txt --mcperf mcperf.txt --policy reactive --set caution=0.9
 
 --check-model makes the recorded moves under the recorded load on the model and prints model against record.
 --policy lets a policy meet the recorded load and jobs on the model, beside what really happened, and beside the

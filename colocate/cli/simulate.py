@@ -24,7 +24,7 @@ _DEFAULTS = SimSettings()
 _SLICE_S = 0.1  # so long a signal may wait
 _EPILOG = f"""\
 examples:
-  colocate simulate                                           the graded run of 2025, `reactive`, in a second
+  colocate simulate                                           the graded run of 2025, in some seconds
   colocate simulate --scenario cca-2026 --policy static --set service_cores=3
   colocate simulate --policy my.py:Mine --seed 7 --speed 60   watch it at sixty times real time
   colocate simulate --load step:20000,120000 --qps-interval 5
