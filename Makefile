@@ -1,4 +1,4 @@
-.PHONY: help setup check run test bench
+.PHONY: help setup check run test bench bench-live bench-policies
 
 help:
 	@echo 'make setup   set up what is missing'
@@ -6,6 +6,8 @@ help:
 	@echo 'make run     set up, then run the demo'
 	@echo 'make test    set up, then run the linters and the tests'
 	@echo 'make bench   set up, then measure what the controller costs, how fast it acts and how true the model is'
+	@echo 'make bench-live      set up, then compare policies on this machine, a quiet one with two cores (10 minutes)'
+	@echo 'make bench-policies  set up, then compare all policies on the simulated machines (half an hour)'
 
 setup:
 	scripts/setup_scheduler.sh
@@ -24,3 +26,10 @@ bench: setup
 	.venv/bin/python benchmarks/bench.py
 	.venv/bin/python benchmarks/sim_speed.py
 	.venv/bin/python benchmarks/validate_model.py $(if $(RUNS),--runs $(RUNS)) $(if $(CALIBRATION),--calibration $(CALIBRATION))
+
+bench-live: setup
+	.venv/bin/python benchmarks/live.py
+
+bench-policies: setup
+	.venv/bin/python benchmarks/policies.py
+	$(if $(RUNS),.venv/bin/python benchmarks/peers.py --runs $(RUNS))
