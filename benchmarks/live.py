@@ -3,9 +3,9 @@
     python benchmarks/live.py [--policies share,static,core-ladder,reactive] [--rounds 5] [--seconds 25] [--json FILE]
 
 For machines with two cores; needs a quiet one, and root or the docker group. Memcached has one worker thread: at loads
-of 5 to 40 % of what one core serves nobody needs a second core, so that every exclusive policy gives it one core and the
-jobs the other, and what they differ in is what becomes of the rest of memcached's core. The load generator runs on the
-last core at real-time priority and takes a part of it from the jobs, the same for every policy; its lag is shown.
+of 5 to 40 % of what one core serves nobody needs a second core, so that every exclusive policy gives it one core and
+the jobs the other, and they differ in what becomes of the rest of memcached's core. The load generator runs on the last
+core at real-time priority and takes a part of it from the jobs, the same for every policy; its lag is shown.
 
 First one core's saturation is measured, with memcached on the first core and the generator on the last. Then the load
 is mcperf's seeded waveform between two shares of it, another rate every second, the same in every run. The jobs are the
@@ -175,7 +175,7 @@ def table(runs: Sequence[Run], policies: Sequence[str]) -> list[str]:
     means = {p: statistics.fmean(by_round[p, n].batch_cores for n in rounds) for p in policies}
     best = max(exclusive, key=lambda policy: means[policy], default=policies[0])
     lines = [
-        f"| policy | batch CPU s/s | over {best}, by round | late %, generator | late %, probe | p95 ms: median, worst |",
+        f"| policy | batch CPU s/s | over {best} | late %, generator | late %, probe | p95 ms: median, worst |",
         "|---|---|---|---|---|---|",
     ]
     for policy in sorted(policies, key=lambda policy: -means[policy]):
