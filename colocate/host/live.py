@@ -26,7 +26,9 @@ from colocate.move import SERVICE, Move, MoveError, MoveKind, OnExit
 from colocate.regulator import OverrunError
 from colocate.view import CoreUse, JobSample, Observation, ServiceSample
 
-_CLOSE_S = 10.0  # it takes a quarter of a second; on a slow machine better late than a container left behind
+# It takes a quarter of a second. On a slow machine, or where jobs at idle priority get no CPU even to end, better late
+# than a container left behind.
+_CLOSE_S = 30.0
 _LOOK_S = 0.19  # the kernel's per-core counters tick every 10 ms, and a job's cpuset rarely changes behind our back
 
 
