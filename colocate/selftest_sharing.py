@@ -10,7 +10,7 @@ from colocate.errors import UserError
 from colocate.host.engine import CALL_TIMEOUT_S, client_from_env, connect
 from colocate.host.find import find, local_address
 from colocate.host.sharing import CannotShareError, Sharing, choose_here
-from colocate.host.sharing_probe import Probe, service_well, told_service
+from colocate.host.sharing_probe import Probe
 from colocate.host.sharing_proof import driver
 from colocate.topology import read_topology
 
@@ -63,9 +63,9 @@ class _Trial:
         assert self.probe is not None  # noqa: S101 -- the check before it has passed
         assert self.pid is not None  # noqa: S101 -- found by the first check
         found = self.probe.beside(self.pid, self.address, read_topology().cores)
-        if not service_well(found):
-            raise FailedError(told_service(found), "is another program busy on its cores?")
-        return told_service(found)
+        if not found.well:
+            raise FailedError(str(found), "is another program busy on its cores?")
+        return str(found)
 
     def undone(self) -> str:
         """Take everything back."""

@@ -29,7 +29,7 @@ from colocate.host.memcached import ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.processes import ProcessRuntime
 from colocate.host.sharing import Means, Sharing, choose_here
-from colocate.host.sharing_probe import Probe, service_well
+from colocate.host.sharing_probe import Probe
 from colocate.host.sharing_proof import Verdict, arrange, driver
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobEventKind, JobSpec
@@ -116,8 +116,8 @@ def test_it_is_proved_here_and_leaves_nothing(server: Memcached, runtime: str) -
     assert verdict.sleeper
     assert verdict.sleeper.well
     assert verdict.sleeper.alone_us > 0
-    assert verdict.service_us
-    assert service_well(verdict.service_us)
+    assert verdict.service
+    assert verdict.service.well
     assert str(verdict).startswith("can share memcached's cores: ")
     assert {str(path) for path in ours(run_id)} <= set(groups)  # as a killed run would leave them
     assert sharing.close() == []

@@ -35,7 +35,8 @@ def restore(saved: Saved) -> tuple[list[str], list[str]]:
     failed += more_failed
     there = [Path(path) for path in saved.groups if Path(path).is_dir()]
     failed += remove_groups(there)
-    done += [f"control group {path} removed" for path in there if not path.exists()]
+    removed = [path for path in there if not path.exists()]
+    done += [f"control group {removed[0].name} removed"] if removed else []
     if not failed and _close_log(Path(saved.log)):
         done.append(f"{saved.log} closed")
     return done, failed

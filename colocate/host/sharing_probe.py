@@ -64,16 +64,30 @@ class Sleeper:
         return f"{late}, which takes {self.taken:.0%} of its CPU"
 
 
-def told_service(wait_us: tuple[float | None, float | None]) -> str:
-    """Memcached's figures for people."""
-    before, beside = ("nothing" if wait is None else f"{wait:.0f} us a slice" for wait in wait_us)
-    return f"memcached waits {before} alone and {beside} beside a spinner"
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How long memcached's threads waited for a core, microseconds a time slice; None where none of them ran.
 
+    Attributes:
+        alone_us: without the spinner.
+        beside_us: with the spinner on one of its cores.
+        blamed_us: how much of that can be the spinner's doing at most: nobody waits longer for it than it runs.
+    """
 
-def service_well(wait_us: tuple[float | None, float | None]) -> bool:
-    """Whether memcached waits as if the spinner were not there."""
-    alone, beside = wait_us
-    return beside is None or beside <= _FACTOR * (alone or 0.0) + _MORE_WAIT_US
+    alone_us: float | None
+    beside_us: float | None
+    blamed_us: float | None
+
+    @property
+    def well(self) -> bool:
+        """Whether it waits as if the spinner were not there."""
+        return self.blamed_us is None or self.blamed_us <= _FACTOR * (self.alone_us or 0.0) + _MORE_WAIT_US
+
+    def __str__(self) -> str:
+        alone, beside = (
+            "nothing" if wait is None else f"{wait:.0f} us a slice" for wait in (self.alone_us, self.beside_us)
+        )
+        return f"memcached waits {alone} alone and {beside} beside a spinner"
 
 
 class Probe:
@@ -125,27 +139,26 @@ class Probe:
                 break
         return min(found, key=lambda one: one.taken)
 
-    def beside(
-        self, service_pid: int, address: tuple[str, int], cores: CoreSet
-    ) -> tuple[float | None, float | None]:
-        """Memcached's run-queue delay a time slice, microseconds, without the spinner and with it on one of its cores.
+    def beside(self, service_pid: int, address: tuple[str, int], cores: CoreSet) -> Service:
+        """Memcached's run-queue delay without the spinner, and with it on one of its cores.
 
         The spinner is stopped at once when the delay gets bad; it is tried again then, as that may have been anything.
         """
         theirs = sorted(os.sched_getaffinity(service_pid) & cores) or sorted(cores)
         _pin(self._spinner.pid, theirs[0])
         monitor = ResourceMonitor(())
-        found: tuple[float | None, float | None] = (None, None)
+        found = Service(None, None, None)
         try:
             with _client(address) as client:
                 for _ in range(_TRIES):
-                    alone_us = self._wait_us(monitor, service_pid, client, _ALONE_S, None)
+                    alone = self._watch(monitor, service_pid, client, _ALONE_S, Service(None, None, None))
                     self._run_spinner(on=True)
                     try:
-                        found = alone_us, self._wait_us(monitor, service_pid, client, _BESIDE_S, alone_us)
+                        without = Service(alone.beside_us, None, None)
+                        found = self._watch(monitor, service_pid, client, _BESIDE_S, without)
                     finally:
                         self._run_spinner(on=False)
-                    if service_well(found):
+                    if found.well:
                         break
         finally:
             monitor.close()
@@ -219,21 +232,23 @@ class Probe:
         self._spinner.send_signal(signal.SIGCONT if on else signal.SIGSTOP)
         time.sleep(_SETTLE_S)
 
-    def _wait_us(
-        self, monitor: ResourceMonitor, pid: int, client: socket.socket | None, seconds: float, before_us: float | None
-    ) -> float | None:
+    def _watch(
+        self, monitor: ResourceMonitor, pid: int, client: socket.socket | None, seconds: float, found: Service
+    ) -> Service:
+        """Memcached for so long, or until it is not well."""
         monitor.service(pid)
         waited_us, slices = 0.0, 0
+        before_s, _ = _ran_waited_s(self._spinner.pid)
         end_s = time.monotonic() + seconds
-        while time.monotonic() < end_s:
+        while time.monotonic() < end_s and found.well:
             _ask(client, _LOOK_S)
             delay = monitor.service(pid)[1]
             if delay.value is not None and delay.age_s == 0:
                 waited_us += delay.value * delay.samples
                 slices += delay.samples
-                if before_us is not None and not service_well((before_us, waited_us / slices)):
-                    break
-        return waited_us / slices if slices else None
+                spun_us = 1e6 * (_ran_waited_s(self._spinner.pid)[0] - before_s)
+                found = Service(found.alone_us, waited_us / slices, min(waited_us, spun_us) / slices)
+        return found
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from colocate.cores import CoreSet
 from colocate.host.engine import cgroup_driver
 from colocate.host.sharing import CannotShareError, Driver, Sharing, choose_here
-from colocate.host.sharing_probe import Probe, Sleeper, service_well, told_service
+from colocate.host.sharing_probe import Probe, Service, Sleeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +20,20 @@ class Verdict:
         works: whether jobs may share memcached's cores.
         why: the mechanism, or what is in the way.
         sleeper: what the sleeper met; None where it did not come to that.
-        service_us: how long memcached's threads waited for a core, a time slice, without the spinner and with it;
-            None where none of them ran meanwhile.
+        service: what memcached met; None where it did not come to that.
     """
 
     works: bool
     why: str
     sleeper: Sleeper | None = None
-    service_us: tuple[float | None, float | None] | None = None
+    service: Service | None = None
 
     def __str__(self) -> str:
         words = [f"{'can' if self.works else 'cannot'} share memcached's cores: {self.why}"]
         if self.sleeper:
             words.append(str(self.sleeper))
-        if self.service_us:
-            words.append(told_service(self.service_us))
+        if self.service:
+            words.append(str(self.service))
         return "; ".join(words)
 
 
@@ -106,9 +105,8 @@ def prove(sharing: Sharing, service_pid: int, address: tuple[str, int], cores: C
             verdict = replace(verdict, sleeper=sleeper)
             if not sleeper.well:
                 return replace(verdict, why=f"{verdict.why}; it has no effect")
-            service_us = probe.beside(service_pid, address, cores)
-            works = service_well(service_us)
-            why = verdict.why if works else f"{verdict.why}; memcached suffers"
-            return replace(verdict, works=works, why=why, service_us=service_us)
+            service = probe.beside(service_pid, address, cores)
+            why = verdict.why if service.well else f"{verdict.why}; memcached suffers"
+            return replace(verdict, works=service.well, why=why, service=service)
     except (CannotShareError, OSError, subprocess.SubprocessError) as error:
         return Verdict(works=False, why=str(error))
