@@ -37,6 +37,7 @@ _PATIENCE_S = 20.0  # an emulated machine takes a while to start a process
 # behind a spinner of equal weight.
 _MOST_TAKEN = 0.4
 _FACTOR, _MORE_WAIT_US = 3.0, 250.0
+_SLICES = 10  # fewer say nothing; behind a spinner of equal weight there are some 20 in the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class Service:
     Attributes:
         alone_us: without the spinner.
         beside_us: with the spinner on one of its cores.
-        blamed_us: how much of that can be the spinner's doing at most: nobody waits longer for it than it runs.
+        blamed_us: how much of that can be the spinner's doing at most: nobody waits longer for it than it runs. None
+            where too few time slices tell.
     """
 
     alone_us: float | None
@@ -247,7 +249,8 @@ class Probe:
                 waited_us += delay.value * delay.samples
                 slices += delay.samples
                 spun_us = 1e6 * (_ran_waited_s(self._spinner.pid)[0] - before_s)
-                found = Service(found.alone_us, waited_us / slices, min(waited_us, spun_us) / slices)
+                blamed_us = min(waited_us, spun_us) / slices if slices >= _SLICES else None
+                found = Service(found.alone_us, waited_us / slices, blamed_us)
         return found
 
 
