@@ -298,6 +298,12 @@ class Sizing:
         return self._caution if setting.cores < view.service.threads or setting.shared else 1.0
 
 
+def core_a_thread(view: View) -> int:
+    """As many cores as memcached can use; all but one while its threads are not known. Never under its floor."""
+    wanted = view.service.threads or view.total_cores - 1
+    return min(view.total_cores, max(1, wanted, view.service.min_cores))
+
+
 def _useful(view: View, cores: int) -> int:
     """How many of its cores memcached can use; all while its threads are not known."""
     return min(cores, view.service.threads or cores)
