@@ -231,6 +231,7 @@ class JobLife:
         self._say(Entry("custom", self.name, comment=f"{why}, retry {self.failures} of {self._retries}"))
         if self.state is not JobState.WAITING:
             self._enter(JobState.WAITING, now_s)
+        self._cpu_s = self._cpu_cores = None  # what it used is lost: all of its work is left
         self._not_before_s = now_s + _RETRY_S
 
     def _over(self, state: JobState, why: str, now_s: float) -> None:

@@ -18,6 +18,7 @@ from colocate.view import JobView, View
 
 _ASSUMED_EXPONENT = 0.85  # speed-up of w cores where none was measured: w ** 0.85
 _FLOOR = 0.03  # of its work a job is thought to have left at least, however much it has used
+_QUESTIONS = 8  # answered ones that are kept; a policy comes back to one or two
 _GOOD = 0.7  # share of a core that each thread of a filler must be worth
 _ORDER = {JobState.RUNNING: 0, JobState.STARTING: 0, JobState.PAUSED: 1, JobState.WAITING: 2}
 
@@ -129,9 +130,7 @@ class Packer:
         self._every_s = every_s
         self._threads: dict[str, int] | None = None
         self._gangs: dict[str, int] = {}  # cores that a job needs for its threads at once
-        self._question: tuple[object, ...] = ()
-        self._asked_s = float("-inf")
-        self._packing = Packing()
+        self._answers: dict[tuple[int, int, frozenset[str]], tuple[object, float, Packing]] = {}
 
     def threads(self, view: View) -> Mapping[str, int]:
         """Thread counts, decided once; a job of unknown run time is left out."""
@@ -148,17 +147,21 @@ class Packer:
             shared: on how many of them jobs may run.
             avoid: jobs that may not; nobody takes their place there.
         """
-        question = (service, shared, avoid, [(job.state, job.cores) for job in view.jobs.values()])
-        if question != self._question or view.time_s - self._asked_s >= self._every_s:
-            self._packing = self._pack(view, service, shared, avoid)
-            self._question, self._asked_s = question, view.time_s
-        return self._packing
+        question, facts = (service, shared, avoid), [(job.state, job.cores) for job in view.jobs.values()]
+        known, asked_s, packing = self._answers.get(question, (None, 0.0, Packing()))
+        if facts != known or view.time_s - asked_s >= self._every_s:
+            if len(self._answers) >= _QUESTIONS:
+                self._answers.clear()
+            packing = self._pack(view, service, shared, avoid)
+            self._answers[question] = (facts, view.time_s, packing)
+        return packing
 
     def _pack(self, view: View, service: int, shared: int, avoid: frozenset[str]) -> Packing:
         threads = self.threads(view)
         jobs = [job for job in view.jobs.values() if job.state not in ENDED]
         width = {job.name: job.threads if job.state in ACTIVE else threads.get(job.name, job.threads) for job in jobs}
         left_s = self._left_s(view, jobs, width)
+        needs = {job.name: min(self._gangs.get(job.name, 1), width[job.name]) for job in jobs}
         own = view.total_cores - service
 
         def urgency(job: JobView, *, holds: bool) -> float:
@@ -170,12 +173,12 @@ class Packer:
         for job in jobs:
             if room > 0:
                 chosen.append(job)
-                room -= self._gangs.get(job.name, 1)
+                room -= needs[job.name]
         chosen.sort(key=lambda job: urgency(job, holds=not job.cores <= view.service.cores))
         counts = {job.name: 0 for job in jobs}
         spare = own
         for job in chosen:
-            counts[job.name] = given = min(spare, self._gangs.get(job.name, 1))
+            counts[job.name] = given = min(spare, needs[job.name])
             spare -= given
         while spare and chosen:
             best = max(chosen, key=lambda job: _gain(job.spec, counts[job.name], width[job.name]))
@@ -183,7 +186,7 @@ class Packer:
                 break
             counts[best.name] += 1
             spare -= 1
-        sharers = {job.name for job in chosen if counts[job.name] < self._gangs.get(job.name, 1)} if shared else set()
+        sharers = {job.name for job in chosen if counts[job.name] < needs[job.name]} if shared else set()
         idle = shared - len(sharers)
         sharers -= avoid
         for job in chosen:
@@ -205,9 +208,7 @@ class Packer:
         return left
 
     def _choose_threads(self, view: View) -> dict[str, int]:
-        works = {
-            job.name: work_s for job in view.jobs.values() if (work_s := _work_s(job.spec, view)) is not None
-        }
+        works = {job.name: work_s for job in view.jobs.values() if (work_s := _work_s(job.spec, view)) is not None}
         total_s = sum(works.values())
         service = max(1, view.service.threads)
         run_s = total_s / max(1.0, view.total_cores - self._service_share * min(service, view.total_cores))

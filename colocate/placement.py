@@ -107,13 +107,15 @@ def _nearest(
 
     Where memcached is spread, the cores beside it are the quiet ones; otherwise they are left alone if possible.
     """
+    if count <= 0 or count >= len(free):  # the usual case: nothing to choose
+        return free if count > 0 else frozenset()
 
     def distance(core: int) -> tuple[bool, bool, int, int]:
         beside_service = bool(topology.siblings[core] & service)
         cache_shared = bool(topology.cache[core] & to)
         return beside_service != spread, not cache_shared, -len(topology.siblings[core] & to), core
 
-    return frozenset(sorted(free, key=distance)[: max(0, count)])
+    return frozenset(sorted(free, key=distance)[:count])
 
 
 def _deal(sharers: Mapping[str, int], own: CoreSet, held: Mapping[str, CoreSet]) -> dict[str, CoreSet]:
@@ -134,5 +136,6 @@ def _deal(sharers: Mapping[str, int], own: CoreSet, held: Mapping[str, CoreSet])
     for job, cores in hands.items():
         if not cores:
             crowd = {core: sum(core in others for others in hands.values()) for core in own}
-            hands[job] = frozenset({min(own, key=lambda core: (crowd[core], core))})
+            has = held.get(job, frozenset())
+            hands[job] = frozenset({min(own, key=lambda core: (crowd[core], core not in has, core))})
     return {job: cores | free for job, cores in hands.items()}

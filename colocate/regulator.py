@@ -237,7 +237,7 @@ def malformed(plan: object) -> str:
 def fitted(plan: Plan, view: View) -> Plan:
     """The plan with every job that has not ended, the last ones narrowed where memcached got more than was planned.
 
-    A job that the plan leaves out keeps what it has, as far as there is something left.
+    A job that the plan leaves out keeps what it has of its own, as far as there is something left.
     """
     left = view.total_cores - plan.service
     if sum(plan.jobs.values()) <= left and all((j.state in ENDED) != (n in plan.jobs) for n, j in view.jobs.items()):
@@ -248,7 +248,7 @@ def fitted(plan: Plan, view: View) -> Plan:
         if job.state in ENDED:
             wanted.pop(name, None)
         elif name not in wanted:
-            wanted[name] = len(job.cores)
+            wanted[name] = len(job.cores - view.service.cores)
     for name, count in wanted.items():
         wanted[name] = count = min(count, left)
         left -= count

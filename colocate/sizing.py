@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean
 
-from colocate.view import View, Window
+from colocate.view import View
 
 _FULL = 0.97  # share of its cores' time at which more load would not show any more
 _STEADY = 0.1  # spread of the request rate, as a share of it, under which CPU and rate are of one load
@@ -26,8 +27,11 @@ _APART = 1.02  # the two ends of a bracket
 _BELIEF_SD = 1.5  # how far a machine may be from the typical one at first, in standard deviations
 _UNSURE = (0.5, 1.0)  # without a calibration: what a core holds, as shares of what its CPU could serve
 _RELAX_S, _RELAX = 60.0, 1.02  # trouble of the past counts less and less
+_FRESH_S, _TOLD_S = 1.0, 2.0  # older figures of the kernel and the latency, and of `stats`, are not gone by
 _RISE_S = 0.3  # after this a new load is known
 _TELLS = 1.1  # a delay tells something from this factor above the calmest on
+_IDLE = 0.05  # cores of CPU under which what memcached uses says little of what a request costs
+_UNTOLD_S = 20e-6  # stands for the cost of a request while it is not known: only shares of a core count then
 _WAIT_BELIEF = 1.3  # factor by which the run-queue delay that means trouble may differ from the calibration's
 
 
@@ -37,6 +41,10 @@ class Setting:
 
     cores: int
     shared: int = 0
+
+    def spares(self, other: Setting) -> bool:
+        """Whether the jobs have more of the machine in this one: fewer cores, or as many and more of them shared."""
+        return self.cores < other.cores or (self.cores == other.cores and self.shared > other.shared)
 
 
 @dataclass(slots=True)
@@ -69,9 +77,9 @@ class _Known:
     failed_s: float  # when the high ends were last touched
     calm_us: float = math.inf  # the shortest run-queue delay seen
 
-    def tells(self, waited: Window) -> bool:
+    def tells(self, waits_us: list[float]) -> bool:
         """Whether memcached waits more than in its calmest hours, as far as that is measured."""
-        return not waited.samples or waited.mean > _TELLS * self.calm_us
+        return not waits_us or fmean(waits_us) > _TELLS * self.calm_us
 
 
 @dataclass(slots=True)
@@ -114,21 +122,23 @@ class Sizing:
         self._loads: deque[tuple[float, float]] = deque()  # of the last seconds
         self._failure: _Failure | None = None
 
-    def choose(self, view: View, ladder: Sequence[Setting], last_resort: Setting) -> Setting:
+    def choose(self, view: View, ladder: Iterable[Setting], last_resort: Setting) -> Setting:
         """The first setting of a ladder in which the SLO can be expected to hold; called once a tick.
 
-        One further up than the present is taken at once, one further down when it has sufficed for `hold_s`.
+        One in which the jobs have more than now is taken when it has sufficed for `hold_s`, any other at once.
 
         Args:
             view: the present.
             ladder: settings, what leaves the jobs most first.
             last_resort: taken where none holds, or nothing is known yet.
         """
-        now = replace(self._chosen, cores=len(view.service.cores) or last_resort.cores)
+        cores = len(view.service.cores) or last_resort.cores
+        now = Setting(cores, min(cores, self._chosen.shared) if view.can_share else 0)
         self._look(view, now)
-        wanted = next((setting for setting in ladder if self._holds(view, setting)), last_resort)
-        place = {setting: index for index, setting in enumerate(ladder)}
-        if place.get(wanted, len(ladder)) >= place.get(now, len(ladder)):
+        wanted = last_resort
+        if math.isfinite(self.load_qps):
+            wanted = next((setting for setting in ladder if self._holds(view, setting)), last_resort)
+        if not wanted.spares(now):
             self._enough_s = view.time_s
         elif view.time_s - self._enough_s < self._hold_s:
             wanted = now
@@ -145,14 +155,14 @@ class Sizing:
         self._loads.append((now_s, self.load_qps))
         while self._loads[0][0] < now_s - self._settle_s:
             self._loads.popleft()
-        known = self._about(view, setting)
-        self.trouble = self._trouble(view, known)
-        self._learn(view, known)
+        known, settled = self._about(view, setting), self._settled(now_s)
+        self.trouble = self._trouble(view, known, settled=settled)
+        self._learn(view, known, settled=settled)
 
-    def _learn(self, view: View, known: _Known) -> None:
+    def _learn(self, view: View, known: _Known, *, settled: bool) -> None:
         now_s, load_qps = view.time_s, self.load_qps
         if math.isinf(load_qps) and self._cost_s:  # the least that fills its cores; what was told last may be older
-            load_qps = _FULL * min(self._setting.cores, max(1, view.service.threads)) / self._cost_s
+            load_qps = _FULL * _useful(view, self._setting.cores) / self._cost_s
         if self.trouble and self._failure is None:
             recent = (load for time_s, load in self._loads if time_s > now_s - _RISE_S and math.isfinite(load))
             self._failure = _Failure(self._setting, now_s + _RISE_S, max(recent, default=1.0))
@@ -166,16 +176,24 @@ class Sizing:
             known.failed_s = now_s
             known.load_qps.high *= _RELAX
             known.wait_us.high *= _RELAX
-        if self._failure is None and 0 < load_qps < math.inf and self._settled(now_s):
-            waited, latency = view.window("wait_us", self._settle_s), view.window("latency_ms", self._settle_s)
-            if waited.samples:
-                known.calm_us = min(known.calm_us, waited.mean)
-            if latency.samples and latency.mean <= self._cautious(view, self._setting) * view.slo.latency_ms:
-                known.load_qps.held(load_qps)
-                if waited.samples:
-                    known.wait_us.held(waited.mean)
-            elif latency.minimum > view.slo.latency_ms and waited.samples and known.tells(waited):
-                known.wait_us.failed(waited.mean)
+        if settled and self._failure is None and 0 < load_qps < math.inf:
+            self._learn_waits(view, known)
+
+    def _learn_waits(self, view: View, known: _Known) -> None:
+        """Take in a latency that tells of the present load and setting, and the run-queue delay that goes with it."""
+        waits_us, now_ms = view.recent("wait_us", self._settle_s), view.service.latency_ms
+        waited_us = fmean(waits_us) if waits_us else None
+        if waited_us is not None:
+            known.calm_us = min(known.calm_us, waited_us)
+        if now_ms.value is None or not now_ms.fresh(_FRESH_S):
+            return
+        latencies_ms = view.recent("latency_ms", self._settle_s) or [now_ms.value]
+        if max(now_ms.value, fmean(latencies_ms)) <= self._cautious(view, self._setting) * view.slo.latency_ms:
+            known.load_qps.held(self.load_qps)
+            if waited_us is not None:
+                known.wait_us.held(waited_us)
+        elif waited_us is not None and min(latencies_ms) > view.slo.latency_ms and known.tells(waits_us):
+            known.wait_us.failed(waited_us)
 
     def _holds(self, view: View, setting: Setting) -> bool:
         """Whether the SLO can be expected to hold under the present load in this setting."""
@@ -192,41 +210,45 @@ class Sizing:
             return self.trouble
         if math.isnan(self.load_qps):
             return "load unknown"
+        if self._cost_s is None:
+            return "cost of a request unknown"
         return "no time left" if math.isinf(self.load_qps) else f"{self.load_qps / 1e3:.1f}k requests a second"
 
     def _learn_cost(self, view: View) -> None:
         if self._cost_s is None and view.profile is not None:
             self._cost_s = 1e-6 * view.profile.cpu_us
-        qps = view.window("qps", 1.0)
-        if not (qps.samples > 2 and qps.mean > 0 and qps.std < _STEADY * qps.mean):
+        told, used = view.recent("qps", 1.0), view.recent("cpu_cores", 1.0)
+        if len(told) <= 2 or not used or not _IDLE <= (mean := fmean(used)) < _FULL * len(view.service.cores):
             return
-        used = view.window("cpu_cores", 1.0).mean
-        if 0 < used < _FULL * len(view.service.cores):
-            cost_s = used / qps.mean
+        qps = fmean(told)
+        if qps > 0 and math.sqrt(fmean([(each - qps) ** 2 for each in told])) < _STEADY * qps:
+            cost_s = mean / qps
             self._cost_s = cost_s if self._cost_s is None else self._cost_s + _SMOOTH * (cost_s - self._cost_s)
 
     def _load(self, view: View) -> float:
-        used, told = view.service.cpu_cores.value, view.service.qps.value
-        if used is None or not self._cost_s or not view.service.cores:
-            return math.nan if told is None else told
-        if used >= _FULL * min(len(view.service.cores), max(1, view.service.threads)):
+        used, told = view.service.cpu_cores, view.service.qps
+        if used.value is None or not used.fresh(_FRESH_S) or not view.service.cores:
+            return told.value if told.value is not None and told.fresh(_TOLD_S) else math.nan
+        if used.value >= _FULL * _useful(view, len(view.service.cores)):
             return math.inf
-        return used / self._cost_s
+        return used.value / (self._cost_s or _UNTOLD_S)
 
-    def _trouble(self, view: View, known: _Known) -> str:
+    def _trouble(self, view: View, known: _Known, *, settled: bool) -> str:
         service, limit_ms = view.service, view.slo.latency_ms
+        if math.isnan(self.load_qps):
+            return ""
         if math.isinf(self.load_qps):
             return f"uses {service.cpu_cores.value:.2f} of {len(service.cores)} cores"
-        if view.time_s - self._since_s > self._glance_s:
-            waited = view.window("wait_us", self._glance_s)
-            if waited.samples > 1 and waited.mean > known.wait_us.limit:
-                return f"waits {waited.mean:.0f} us a slice"
-        latency = view.window("latency_ms", self._settle_s)
-        waited = view.window("wait_us", self._settle_s)
-        # A percentile of few requests strays far: the last ones must agree with each other, and with the waiting.
-        late = service.latency_ms.fresh(1.0) and latency.minimum > limit_ms
-        if late and known.tells(waited) and self._settled(view.time_s):
-            return f"p{view.slo.percentile:g} is {latency.minimum:.2f} ms"
+        if view.time_s - self._since_s > self._glance_s and service.wait_us.fresh(self._glance_s):
+            waits_us = view.recent("wait_us", self._glance_s)
+            if len(waits_us) > 1 and (waited_us := fmean(waits_us)) > known.wait_us.limit:
+                return f"waits {waited_us:.0f} us a slice"
+        latency = service.latency_ms
+        if settled and latency.fresh(_FRESH_S) and (latency.value or 0.0) > limit_ms:
+            # A percentile of few requests strays far: the last ones must agree with each other, and with the waiting.
+            least_ms = min(view.recent("latency_ms", self._settle_s), default=0.0)
+            if least_ms > limit_ms and known.tells(view.recent("wait_us", self._settle_s)):
+                return f"p{view.slo.percentile:g} is {least_ms:.2f} ms"
         return ""
 
     def _settled(self, now_s: float) -> bool:
@@ -241,7 +263,7 @@ class Sizing:
         known = self._known.get(setting)
         if known is None:
             known = _Known(self._load_belief(view, setting), self._wait_belief(view, setting), view.time_s)
-            if math.isfinite(known.load_qps.high):
+            if self._cost_s is not None:
                 self._known[setting] = known
         return known
 
@@ -249,10 +271,8 @@ class Sizing:
         """What is thought of a setting that has not been tried."""
         profile = view.profile
         if profile is None:
-            if not self._cost_s:
-                return _Bracket(1.0, math.inf)
-            useful = min(setting.cores, max(1, view.service.threads))
-            return _Bracket(_UNSURE[0] * useful / self._cost_s, _UNSURE[1] * useful / self._cost_s)
+            cores_qps = _useful(view, setting.cores) / (self._cost_s or _UNTOLD_S)
+            return _Bracket(_UNSURE[0] * cores_qps, _UNSURE[1] * cores_qps)
         edge = profile.edge(setting.cores, self._limit_ms(view, setting))
         spread = math.exp(_BELIEF_SD * profile.machine_sd)
         return _Bracket(edge.qps / spread, edge.qps * spread)
@@ -276,3 +296,14 @@ class Sizing:
     def _cautious(self, view: View, setting: Setting) -> float:
         """With a core for each thread there is nothing better to be had cheaply: there the SLO itself is the limit."""
         return self._caution if setting.cores < view.service.threads or setting.shared else 1.0
+
+
+def core_a_thread(view: View) -> int:
+    """As many cores as memcached can use; all but one while its threads are not known. Never under its floor."""
+    wanted = view.service.threads or view.total_cores - 1
+    return min(view.total_cores, max(1, wanted, view.service.min_cores))
+
+
+def _useful(view: View, cores: int) -> int:
+    """How many of its cores memcached can use; all while its threads are not known."""
+    return min(cores, view.service.threads or cores)

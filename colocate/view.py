@@ -140,7 +140,8 @@ class Profile:
     """What a calibration knows beforehand of memcached on a machine of this type; this very one may be otherwise.
 
     Attributes:
-        curves: by its core count, with nothing beside; ascending loads, the last is the most that it serves.
+        curves: by its core count, from 1 without a gap, with nothing beside; ascending loads, the last is the most that
+            it serves.
         cpu_us: CPU that a request costs.
         machine_sd: log standard deviation of the capacity between machines of the type.
         beside_batch: by what share requests get slower when the other cores are full of batch work.
@@ -159,8 +160,10 @@ class Profile:
         """The highest load at which the latency is within a limit, between the points; the lowest if none is."""
         curve = self.curves[min(max(cores, min(self.curves)), max(self.curves))]
         for below, above in pairwise(curve):
+            if below.latency_ms >= limit_ms:
+                return below
             if above.latency_ms > limit_ms:
-                share = max(0.0, (limit_ms - below.latency_ms) / (above.latency_ms - below.latency_ms))
+                share = (limit_ms - below.latency_ms) / (above.latency_ms - below.latency_ms)
                 return LoadPoint(
                     below.qps + share * (above.qps - below.qps),
                     below.latency_ms + share * (above.latency_ms - below.latency_ms),
@@ -188,6 +191,13 @@ class Series:
     times_s: list[float]
     values: list[float]
     length: int
+
+    def recent(self, seconds: float) -> list[float]:
+        """The values of the last `seconds` before the newest sample, that one last."""
+        if not self.length:
+            return []
+        first = bisect_left(self.times_s, self.times_s[self.length - 1] - seconds, 0, self.length)
+        return self.values[first : self.length]
 
     def window(self, seconds: float) -> Window:
         """Statistics of the last `seconds` before the newest sample (a least-squares slope)."""
@@ -321,3 +331,8 @@ class View:
         """Statistics of one series over the last `seconds` (1, 6 and 60 are usual; 60 is the most that is kept)."""
         series = self.series.get(name)
         return series.window(seconds) if series else Window()
+
+    def recent(self, name: str, seconds: float) -> list[float]:
+        """The values of one series over the last `seconds`, the newest last; cheaper than a window of them."""
+        series = self.series.get(name)
+        return series.recent(seconds) if series else []

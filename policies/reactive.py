@@ -9,7 +9,7 @@ lose least where memcached takes one thread of each physical core, as their sibl
 the widths of jobs are worth as much as the cores.
 """
 
-from colocate.policy import Packer, Plan, Policy, Setting, Sizing, View
+from colocate.policy import Packer, Plan, Policy, Setting, Sizing, View, core_a_thread
 
 
 class Reactive(Policy):
@@ -39,9 +39,8 @@ class Reactive(Policy):
 
     def decide(self, view: View) -> Plan:
         """The fewest cores that hold; the rest to the jobs."""
-        most = min(view.total_cores, max(1, view.service.threads))
-        ladder = [Setting(cores) for cores in range(1, view.total_cores + 1)]
-        setting = self._sizing.choose(view, ladder, last_resort=Setting(most))
+        ladder = (Setting(cores) for cores in range(max(1, view.service.min_cores), view.total_cores + 1))
+        setting = self._sizing.choose(view, ladder, last_resort=Setting(core_a_thread(view)))
         packing = self._packer.pack(view, setting.cores)
         return Plan(
             setting.cores,

@@ -7,7 +7,9 @@ run-queue delay shows that even this hurts, the heaviest first. Source: our meas
 (docs/policies.md); Lo et al., Heracles, ISCA 2015, for the order in which to fear things.
 """
 
-from colocate.policy import ENDED, JobView, Packer, Plan, Policy, Setting, Sizing, View
+from itertools import chain
+
+from colocate.policy import JobView, Packer, Packing, Plan, Policy, Setting, Sizing, View, core_a_thread
 
 _PRESSURE = ("llc", "membw", "l2")  # who suffers from these uses them
 
@@ -16,8 +18,9 @@ class Share(Policy):
     """Memcached keeps the cores that its peak needs, one a thread; the jobs fill all that is idle.
 
     The ladder from what is best for the jobs to what is safest: all of memcached's cores shared, one less and so on,
-    whole cores, further cores. The first with which the SLO can be expected to hold is taken. Where the host cannot
-    share, it goes by whole cores as `reactive` does.
+    whole cores, further cores. Where fewer are shared, fewer jobs share them: the lightest whose threads fit on those.
+    The first with which the SLO can be expected to hold is taken. Where the host cannot share, it goes by whole cores
+    as `reactive` does.
 
     Options:
         caution: share of the SLO's latency that a setting may come to where a safer one is to be had.
@@ -40,16 +43,16 @@ class Share(Policy):
 
     def decide(self, view: View) -> Plan:
         """What holds and leaves the jobs most."""
-        most = min(view.total_cores, max(1, view.service.threads))
-        beyond = [Setting(cores) for cores in range(most + 1, view.total_cores + 1)]
-        shared = [Setting(most, count) for count in range(most, -1, -1)]
-        ladder = [*(shared if view.can_share else map(Setting, range(1, most + 1))), *beyond]
+        most, least = core_a_thread(view), max(1, view.service.min_cores)
+        shared = (Setting(most, count) for count in range(most, -1, -1))
+        whole = (Setting(cores) for cores in range(most + 1 if view.can_share else least, view.total_cores + 1))
+        ladder = chain(shared, whole) if view.can_share else whole
         setting = self._sizing.choose(view, ladder, last_resort=Setting(most))
         packer = self._packers[view.can_share]
-        packing = packer.pack(view, setting.cores, setting.shared)
-        if 0 < setting.shared < most and len(packing.share) > setting.shared:
-            heaviest = sorted(packing.share, key=lambda name: pressure(view.jobs[name]))[setting.shared :]
-            packing = packer.pack(view, setting.cores, setting.cores, avoid=frozenset(heaviest))
+        packing = packer.pack(view, setting.cores, setting.cores if setting.shared else 0)
+        if packing.share and setting.shared < setting.cores:
+            heavy = too_heavy(view, packing, setting.shared)
+            packing = packer.pack(view, setting.cores, setting.cores, avoid=heavy)
         return Plan(
             setting.cores,
             packing.jobs,
@@ -60,8 +63,21 @@ class Share(Policy):
         )
 
 
+def too_heavy(view: View, packing: Packing, cores: int) -> frozenset[str]:
+    """Of the jobs that would share, those that must not, so that the others' threads fit on so many cores."""
+    kept = set()
+    for name in sorted(packing.share, key=lambda name: pressure(view.jobs[name])):
+        cores -= max(1, view.jobs[name].threads - packing.jobs[name])
+        if cores < 0:
+            break
+        kept.add(name)
+    return packing.share - kept
+
+
 def pressure(job: JobView) -> float:
-    """How heavily a job loads what priorities do not protect, as far as its sensitivities tell."""
-    if job.state in ENDED:
-        return 0.0
-    return (job.cpu_cores or 0.0) * sum(job.spec.sensitivity.get(name, 1.0) - 1.0 for name in _PRESSURE)
+    """How heavily a job loads what priorities do not protect, as far as its sensitivities tell.
+
+    By the CPU that it used on average since its start, which does not change while it is kept away.
+    """
+    used = job.cpu_s / job.run_s if job.cpu_s and job.run_s else job.threads
+    return used * sum(job.spec.sensitivity.get(name, 1.0) - 1.0 for name in _PRESSURE)

@@ -129,11 +129,7 @@ class SimHost:
                 self._starting[name].paused = kind is MoveKind.PAUSE
             return False
         else:
-            self._pass(
-                {MoveKind.RESIZE: self._delays.resize, MoveKind.PAUSE: self._delays.pause}.get(
-                    kind, self._delays.resume
-                )
-            )
+            self._pass(self._holding_up[kind])
             if name not in self.machine.jobs:
                 raise MoveError("it has ended")
             if kind is MoveKind.RESIZE:
