@@ -418,11 +418,15 @@ def test_where_it_is_not_wanted_cores_are_exclusive(
     assert violations(run.log) == []
 
 
-def test_the_workers_end_with_whoever_started_them() -> None:
+@pytest.mark.parametrize("state", ["spinning", "stopped"])
+def test_the_workers_end_with_whoever_started_them(state: str) -> None:
     program = "import os, sys\nfrom colocate.host import sharing_probe\n"
     program += "stack = sharing_probe.contextlib.ExitStack()\n"
     program += "worker = stack.enter_context(sharing_probe._worker([], 'spin'))\n"
-    program += "sharing_probe._tell(worker, 'go')\nprint(worker.pid, flush=True)\nos.kill(os.getpid(), 9)"
+    program += "sharing_probe._tell(worker, 'go')\n"
+    if state == "stopped":
+        program += "worker.send_signal(sharing_probe.signal.SIGSTOP)\n"
+    program += "print(worker.pid, flush=True)\nos.kill(os.getpid(), 9)"
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert died.returncode == -signal.SIGKILL
     worker = int(died.stdout)
