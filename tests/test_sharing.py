@@ -148,6 +148,27 @@ def test_a_memcached_that_comes_back_elsewhere_is_noticed(machine: Machine, vers
     assert [sharing.fits(pid) for pid in (43, 44, 45)] == [True, False, False]
 
 
+def test_a_memcached_that_is_moved_while_it_runs_is_noticed(machine: Machine, version: str) -> None:
+    root = machine("/system.slice/memcached.service")
+    sharing = Sharing(chosen(root, "systemd"), root)
+    assert sharing.fits(SERVICE)
+    write(root / f"proc/{SERVICE}/cgroup", MOUNTS[version][1].format("/user.slice/session-1.scope"))
+    assert not sharing.fits(SERVICE)
+
+
+@pytest.mark.parametrize("version", ["v2"], indirect=True)
+def test_threads_that_come_to_compete_as_a_group_are_noticed(machine: Machine) -> None:
+    root = machine("/system.slice/memcached.service", "/system.slice/job.service", ("/",))
+    sharing = Sharing(chosen(root, "process"), root)
+    assert sharing.mechanism.means is Means.THREADS
+    assert sharing.fits(SERVICE)
+    slices = root / CPU["v2"] / "system.slice"
+    for service in ("memcached.service", "job.service"):
+        write(slices / service / "cpu.weight", "100\n")
+    write(slices / "cgroup.subtree_control", "cpu memory\n")
+    assert not sharing.fits(SERVICE)
+
+
 @pytest.mark.parametrize("idle", [True, False])
 def test_each_jobs_group_gives_way_and_gets_back(machine: Machine, version: str, idle: bool) -> None:
     root = machine("/system.slice/memcached.service")

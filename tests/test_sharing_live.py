@@ -308,19 +308,21 @@ def test_a_host_shares_until_idle_priority_is_lost_for_good(tmp_path: Path) -> N
     assert ours(run_id) == []
 
 
-def test_a_memcached_that_comes_back_elsewhere_ends_the_sharing(tmp_path: Path) -> None:
+def test_a_memcached_that_comes_back_elsewhere_ends_the_sharing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id = f"test-{secrets.token_hex(4)}"
     with running_memcached() as server:
         sharing = Sharing(choose_here(server.pid, "process", run_id))
         sharing.open()
-        sharing.mechanism = replace(sharing.mechanism, meet=("where", "it", "was"))
+        before = server.pid
+        monkeypatch.setattr(sharing, "fits", lambda pid: pid == before)
         with live_host(server, tmp_path, run_id, sharing) as host:
-            before = server.pid
             server.restart()
             seen = observed(host, lambda one: one.service.alive and one.service.pid != before)
             assert not seen[-1].can_share
             assert told(seen) == [
-                "memcached's cores are not shared any more: memcached came back in another control group"
+                "memcached's cores are not shared any more: memcached or the jobs stand in another control group now"
             ]
 
 
