@@ -216,8 +216,9 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             saved = replace(saved, groups=groups)
             state.write(saved)
 
-        sharing, verdict = _sharing(settings, (ip, settings.port), affinity, saved.run, topology, remember_groups)
+        sharing = None
         try:
+            sharing, verdict = _sharing(settings, (ip, settings.port), affinity, saved.run, topology, remember_groups)
             runtime = _runtime(settings, saved.run, doorbell, sharing)
             runtime.prepare(jobs, progress)
         except BaseException:

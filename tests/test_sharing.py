@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from colocate.host.cgroup import JobCgroup
+from colocate.host.grip import Grip
 from colocate.host.sharing import CannotShareError, Driver, Means, Mechanism, Sharing, choose_here, remove_groups
+from colocate.host.watcher import Watcher
 
 V1 = """\
 31 22 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
@@ -148,6 +152,27 @@ def test_a_memcached_that_comes_back_elsewhere_is_noticed(machine: Machine, vers
     assert [sharing.fits(pid) for pid in (43, 44, 45)] == [True, False, False]
 
 
+def test_a_memcached_that_is_moved_while_it_runs_is_noticed(machine: Machine, version: str) -> None:
+    root = machine("/system.slice/memcached.service")
+    sharing = Sharing(chosen(root, "systemd"), root)
+    assert sharing.fits(SERVICE)
+    write(root / f"proc/{SERVICE}/cgroup", MOUNTS[version][1].format("/user.slice/session-1.scope"))
+    assert not sharing.fits(SERVICE)
+
+
+@pytest.mark.parametrize("version", ["v2"], indirect=True)
+def test_threads_that_come_to_compete_as_a_group_are_noticed(machine: Machine) -> None:
+    root = machine("/system.slice/memcached.service", "/system.slice/job.service", ("/",))
+    sharing = Sharing(chosen(root, "process"), root)
+    assert sharing.mechanism.means is Means.THREADS
+    assert sharing.fits(SERVICE)
+    slices = root / CPU["v2"] / "system.slice"
+    for service in ("memcached.service", "job.service"):
+        write(slices / service / "cpu.weight", "100\n")
+    write(slices / "cgroup.subtree_control", "cpu memory\n")
+    assert not sharing.fits(SERVICE)
+
+
 @pytest.mark.parametrize("idle", [True, False])
 def test_each_jobs_group_gives_way_and_gets_back(machine: Machine, version: str, idle: bool) -> None:
     root = machine("/system.slice/memcached.service")
@@ -184,6 +209,36 @@ def test_a_job_that_stands_elsewhere_has_no_idle_priority(machine: Machine, vers
     assert not sharing.holds(JobCgroup(weight=group), 1)
     assert not sharing.give(JobCgroup(weight=group), [1])
     assert not sharing.give(JobCgroup(), [1])
+
+
+def test_a_container_that_is_over_has_not_lost_its_idle_priority(machine: Machine, version: str) -> None:
+    root = machine("/system.slice/memcached.service")
+    group = root / CPU[version] / "system.slice/docker-7f.scope"
+    idle = write(group / "cpu.idle", "1\n")
+    watcher = Watcher("test")
+    grip = Grip(watcher, root, Sharing(chosen(root, "systemd"), root))
+    with subprocess.Popen(["sleep", "600"]) as job:
+        try:
+            write(root / f"proc/{job.pid}/cgroup", MOUNTS[version][1].format("/system.slice/docker-7f.scope"))
+            grip.take(job.pid, "another", lambda: None)
+            assert grip.sample().idle is False  # it is not to be seen
+            grip.drop()
+            assert grip.sample().idle is None
+            grip.take(job.pid, "7f", lambda: None)
+            assert grip.sample().idle is True
+            idle.write_text("0\n")
+            assert grip.sample().idle is False
+            job.kill()
+            job.wait()
+            shutil.rmtree(group)  # as it goes before the engine tells of the end
+            assert grip.sample().idle is None
+            grip.drop()
+            grip.take(job.pid, "7f", lambda: None)
+            assert grip.sample().idle is None
+        finally:
+            grip.drop()
+            watcher.close()
+            job.kill()
 
 
 def test_a_group_of_the_run_that_cannot_be_made_is_told(machine: Machine, version: str) -> None:

@@ -308,19 +308,21 @@ def test_a_host_shares_until_idle_priority_is_lost_for_good(tmp_path: Path) -> N
     assert ours(run_id) == []
 
 
-def test_a_memcached_that_comes_back_elsewhere_ends_the_sharing(tmp_path: Path) -> None:
+def test_a_memcached_that_comes_back_elsewhere_ends_the_sharing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id = f"test-{secrets.token_hex(4)}"
     with running_memcached() as server:
         sharing = Sharing(choose_here(server.pid, "process", run_id))
         sharing.open()
-        sharing.mechanism = replace(sharing.mechanism, meet=("where", "it", "was"))
+        before = server.pid
+        monkeypatch.setattr(sharing, "fits", lambda pid: pid == before)
         with live_host(server, tmp_path, run_id, sharing) as host:
-            before = server.pid
             server.restart()
             seen = observed(host, lambda one: one.service.alive and one.service.pid != before)
             assert not seen[-1].can_share
             assert told(seen) == [
-                "memcached's cores are not shared any more: memcached came back in another control group"
+                "memcached's cores are not shared any more: memcached or the jobs stand in another control group now"
             ]
 
 
@@ -418,11 +420,15 @@ def test_where_it_is_not_wanted_cores_are_exclusive(
     assert violations(run.log) == []
 
 
-def test_the_workers_end_with_whoever_started_them() -> None:
+@pytest.mark.parametrize("state", ["spinning", "stopped"])
+def test_the_workers_end_with_whoever_started_them(state: str) -> None:
     program = "import os, sys\nfrom colocate.host import sharing_probe\n"
     program += "stack = sharing_probe.contextlib.ExitStack()\n"
     program += "worker = stack.enter_context(sharing_probe._worker([], 'spin'))\n"
-    program += "sharing_probe._tell(worker, 'go')\nprint(worker.pid, flush=True)\nos.kill(os.getpid(), 9)"
+    program += "sharing_probe._tell(worker, 'go')\n"
+    if state == "stopped":
+        program += "worker.send_signal(sharing_probe.signal.SIGSTOP)\n"
+    program += "print(worker.pid, flush=True)\nos.kill(os.getpid(), 9)"
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert died.returncode == -signal.SIGKILL
     worker = int(died.stdout)

@@ -29,6 +29,7 @@ class Grip:
     def __init__(self, watcher: Watcher, root: Path, sharing: Sharing | None = None) -> None:
         self._sharing = sharing
         self._pid = 0
+        self._unseen = False  # it runs, and we see no files of it
         self._watcher = watcher
         self._root = root
         self._group: JobCgroup | None = None
@@ -41,6 +42,7 @@ class Grip:
             fd = os.pidfd_open(pid)
             self._group = cgroup_of(pid, container_id, self._root)
             if self._group is None:
+                self._unseen = not _ended(fd)
                 os.close(fd)
             else:
                 self._pidfd, self._pid = fd, pid
@@ -51,17 +53,14 @@ class Grip:
         if self._group is not None:
             self._group.close()
             self._group = None
+        self._unseen = False
         if self._pidfd is not None:
             self._watcher.forget(self._pidfd)
             self._pidfd = None
 
     def ended(self) -> bool:
         """Whether its init process has been seen to end."""
-        if self._pidfd is None:
-            return False
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+        return self._pidfd is not None and _ended(self._pidfd)
 
     def writable(self) -> bool:
         """Whether its files are ours to write."""
@@ -72,8 +71,10 @@ class Grip:
         group = self._group
         sharing = self._sharing
         if group is None:
-            return JobSample(idle=None if sharing is None else False)
+            return JobSample(idle=False if sharing and self._unseen else None)
         idle = None if sharing is None else sharing.holds(group, self._pid)
+        if idle is False and self.ended():  # its group goes before the engine tells, which may take its time
+            idle = None
         return JobSample(group.cores(), group.frozen(), group.cpu_s(), idle)
 
     def give_way(self) -> bool:
@@ -130,3 +131,9 @@ class Grip:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGCONT)
         self._held.clear()
+
+
+def _ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

@@ -124,7 +124,7 @@ class LiveHost:
             self._cores, jobs = self._monitor.cores(), self._runtime.look()
             if alive and self._remember is not None:
                 masks = service.affinity.masks()
-            self._still_shares(jobs)
+            self._still_shares(jobs, service.affinity)
         remarks, self._remarks = self._remarks, ()
         return Observation(
             time_s=now_s,
@@ -213,11 +213,15 @@ class LiveHost:
             self._searching.join(timeout=1.0)
         return problems
 
-    def _still_shares(self, jobs: Mapping[str, JobSample]) -> None:
-        """Share no more where a job has lost its idle priority for good."""
+    def _still_shares(self, jobs: Mapping[str, JobSample], service: ServiceAffinity) -> None:
+        """Share no more where a job has lost its idle priority for good, or it has no effect any more."""
+        if self._sharing is None:
+            return
         lost = [name for name, sample in jobs.items() if sample.idle is False]
-        if lost and self._sharing is not None:
+        if lost:
             self._share_no_more(f"{lost[0]} has not kept its idle priority")
+        elif service.alive() and not self._sharing.fits(service.process.pid) and service.alive():
+            self._share_no_more("memcached or the jobs stand in another control group now")
 
     def _share_no_more(self, why: str) -> None:
         self._sharing = None
@@ -249,9 +253,8 @@ class LiveHost:
                 self._remember(affinity)
             except UserError as error:  # a full disk: pinned all the same
                 self.problems.append(str(error))
-        if self._sharing is not None and not self._sharing.fits(found.pid):
-            self._share_no_more("memcached came back in another control group")
         self._service.affinity = affinity
+        self._look_s = float("-inf")  # whether sharing still has an effect, at the next tick
         self._doorbell.ring()
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from colocate.errors import UserError
 from colocate.eventlog import SCHEDULER, Event, parse
-from colocate.host.engine import CALL_TIMEOUT_S, client_from_env, connect, leftover_runs, remove_leftovers
+from colocate.host.engine import (
+    CALL_TIMEOUT_S,
+    LONG_TIMEOUT_S,
+    client_from_env,
+    connect,
+    leftover_runs,
+    remove_leftovers,
+)
 from colocate.host.memcached import PinError, restore_from
 from colocate.host.proctree import kill_leftovers
 from colocate.host.sharing import remove_groups
@@ -65,11 +72,12 @@ def remove_containers(run: str | None) -> tuple[list[str], list[str]]:
         what was removed, and what could not be; one line each.
     """
     try:
-        client = connect(client_from_env, CALL_TIMEOUT_S)
+        client = connect(client_from_env, CALL_TIMEOUT_S)  # an engine that hangs is soon told
     except UserError as error:
         return [], [f"containers are not looked for: {error}"]
     try:
         found = {name for id_, names in leftover_runs(client).items() if run in {None, id_} for name in names}
+        client.api.timeout = int(LONG_TIMEOUT_S)  # a removal waits for disks
         failed = remove_leftovers(client, run) if found else []
     except UserError as error:
         return [], [str(error)]

@@ -169,6 +169,8 @@ class Sharing:
         self._root = root
         self._parent = mechanism.mount.joinpath(*mechanism.parent)
         self._run = JobCgroup(weight=self._parent) if mechanism.means is Means.RUN else None
+        self._seen: tuple[bytes, bytes] | None = None
+        self._fits = True
         self._lock = threading.Lock()  # the run's group is every container's
 
     def open(self) -> None:
@@ -235,14 +237,18 @@ class Sharing:
             group.take_back(lowest=True)
 
     def fits(self, service_pid: int) -> bool:
-        """Whether it has an effect for a memcached that was found anew, maybe in another group."""
-        place = find_place(service_pid, "cpu", self._root)
-        mechanism = self.mechanism
-        return (
-            place is not None
-            and place.mount == mechanism.mount
-            and _common(place.parts, mechanism.parent) == mechanism.meet
+        """Whether memcached and the jobs still meet where it was proved; cheap as long as nothing changes.
+
+        Memcached may have been restarted or moved into another group. And threads in one group with it are apart from
+        it as soon as that group hands the CPU controller down, as systemd has it do for the first unit with a weight.
+        """
+        seen = (
+            _bytes(self._root / "proc" / str(service_pid) / "cgroup"),
+            _bytes(self._parent / "cgroup.subtree_control") if self.mechanism.means is Means.THREADS else b"",
         )
+        if seen != self._seen:
+            self._seen, self._fits = seen, self._meets(service_pid)
+        return self._fits
 
     def close(self, wait_s: float = _REMOVE_S) -> list[str]:
         """Remove what was made, as `remove_groups` does."""
@@ -250,6 +256,15 @@ class Sharing:
             with self._lock:
                 self._run.close()
         return remove_groups(self.mechanism.directories(self._root), wait_s)
+
+    def _meets(self, service_pid: int) -> bool:
+        mechanism = self.mechanism
+        place = find_place(service_pid, "cpu", self._root)
+        if place is None or place.mount != mechanism.mount:
+            return False
+        if mechanism.means is Means.THREADS and _effective(_place("self", self._root)).parts != mechanism.parent:
+            return False
+        return _common(place.parts, mechanism.parent) == mechanism.meet
 
     def _stands(self, group: JobCgroup) -> bool:
         """Whether a job's group is where it was to be: only there the weight counts."""
@@ -288,11 +303,15 @@ def _removed(path: Path) -> bool:
     return not path.exists()
 
 
-def _processes(group: Path) -> str:
+def _bytes(path: Path) -> bytes:
     try:
-        return (group / "cgroup.procs").read_text().strip()
+        return path.read_bytes()
     except OSError:
-        return ""
+        return b""
+
+
+def _processes(group: Path) -> str:
+    return _bytes(group / "cgroup.procs").decode().strip()
 
 
 def _set_policy(pid: int, policy: int, root: Path) -> bool:

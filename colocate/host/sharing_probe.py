@@ -213,8 +213,8 @@ class Probe:
         weight = "CPUWeight=1" if version2 else "CPUShares=2"
         name = f"{mechanism.leaf.replace('-', '_')}_spinner"
         return [
-            "systemd-run", "--scope", "--quiet", "--collect", f"--unit={name}", f"--slice={mechanism.parent[-1]}",
-            "-p", weight,
+            "systemd-run", "--scope", "--quiet", "--collect", "--no-ask-password", f"--unit={name}",
+            f"--slice={mechanism.parent[-1]}", "-p", weight,
         ]  # fmt: skip
 
     def _late_us(self) -> tuple[float, float]:
@@ -227,6 +227,8 @@ class Probe:
             [now - then for now, then in zip(_ran_waited_s(worker.pid), old, strict=True)]
             for worker, old in zip((self._sleeper, self._spinner), before, strict=True)
         )
+        if not ran:
+            raise CannotShareError("this kernel does not tell how long a thread has run (schedstat)")
         slept = passed_s - ran - waited
         return late_us, max(0.0, took - slept) / ran
 

@@ -65,6 +65,10 @@ def arrange(
         verdict = prove(sharing, service_pid, address, cores)
     except CannotShareError as error:
         verdict = Verdict(works=False, why=str(error))
+    except BaseException:
+        if sharing is not None:
+            sharing.close()
+        raise
     if sharing is not None and not verdict.works:
         sharing.close()
         sharing = None
