@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,3 +263,23 @@ def test_groups_are_removed_with_what_stands_in_them_unless_that_lives(tmp_path:
     assert left == [f"control group {tmp_path / 'used'} is still in use: it has its weight back"]
     assert not (tmp_path / "empty").exists()
     assert [(tmp_path / "used" / name).read_text() for name in ("cpu.idle", "cpu.shares")] == ["0", "1024"]
+
+
+def test_groups_may_vanish_while_they_are_looked_through(tmp_path: Path) -> None:
+    write(tmp_path / "run.slice/cgroup.procs", "42\n")
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        scope = tmp_path / "run.slice/docker-1.scope"
+        while not over.is_set():
+            scope.mkdir()
+            scope.rmdir()
+
+    others = threading.Thread(target=come_and_go)
+    others.start()
+    try:
+        for _ in range(300):
+            assert len(remove_groups([tmp_path / "run.slice"], wait_s=-1.0)) == 1
+    finally:
+        over.set()
+        others.join()

@@ -83,8 +83,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[Memcached]:
 
 def ours(run_id: str) -> list[Path]:
     """The control groups of a run that are there."""
-    base = Path("/sys/fs/cgroup")
-    return [path for name in (run_id, run_id.replace("-", "_")) for path in base.glob(f"**/colocate[-_]{name}*")]
+    names = tuple(f"colocate{dash}{name}" for dash, name in (("-", run_id), ("_", run_id.replace("-", "_"))))
+    groups = (Path(group) for group, _, _ in os.walk("/sys/fs/cgroup"))  # others' may vanish meanwhile
+    return [group for group in groups if group.name.startswith(names)]
 
 
 def arranged(server: Memcached, runtime: str, run_id: str) -> tuple[Sharing, Verdict, list[str]]:

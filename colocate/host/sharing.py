@@ -290,7 +290,7 @@ def remove_groups(directories: Iterable[Path], wait_s: float = _REMOVE_S) -> lis
 
 
 def _removed(path: Path) -> bool:
-    groups = [path, *sorted(child for child in path.rglob("*") if child.is_dir())]
+    groups = [Path(group) for group, _, _ in os.walk(path)]  # which lets them vanish meanwhile, as rglob does not
     if any(_processes(group) for group in groups):
         return False
     if path.name.endswith(".slice"):  # systemd's to remove; stopping it ends whatever is in it: nothing
