@@ -38,6 +38,7 @@ from colocate.jobs import JobEventKind, JobSpec
 
 SEVEN = ("blackscholes", "canneal", "dedup", "ferret", "freqmine", "radix", "vips")
 PERIOD_S = 0.05
+AHEAD = 8  # of a burst: batches of requests on their way on each connection
 
 
 def catalogue(names: tuple[str, ...], directory: Path) -> Path:
@@ -119,21 +120,31 @@ def reaction(steps: int) -> dict[str, float]:
 
 
 def burst(port: int, seconds: float) -> float:
-    """Keep two of memcached's threads busy; when it began, by the wall clock."""
-    request = b"get " + b" ".join(b"missing%03d" % n for n in range(100)) + b"\r\n"
+    """Keep two of memcached's threads busy; when it began, by the wall clock.
+
+    Some requests are always on their way, so that memcached has work while this process waits for a core.
+    """
+    request = 50 * (b"get " + b" ".join(b"missing%03d" % n for n in range(100)) + b"\r\n")
+    answer_bytes = 50 * len(b"END\r\n")
     connections = [socket.create_connection((IP, port)) for _ in range(2)]
     begun_s = time.time()
     end_s = time.monotonic() + seconds
+    for connection in connections:
+        connection.sendall(AHEAD * request)
     while time.monotonic() < end_s:
         for connection in connections:
-            connection.sendall(50 * request)
-        for connection in connections:
-            left = 50 * len(b"END\r\n")
-            while left > 0:
-                left -= len(connection.recv(left))
+            connection.sendall(request)
+            swallow(connection, answer_bytes)
     for connection in connections:
+        swallow(connection, AHEAD * answer_bytes)
         connection.close()
     return begun_s
+
+
+def swallow(connection: socket.socket, size: int) -> None:
+    """Read so many bytes and forget them."""
+    while size > 0:
+        size -= len(connection.recv(size))
 
 
 def step_latencies(log: str, steps_s: list[float]) -> tuple[list[float], int]:
