@@ -3,7 +3,7 @@
     python benchmarks/bench.py [cost] [reaction] [release] [--json]
 
 cost: the controller's CPU and memory over 60 s at the default period with seven jobs. reaction: from a step in
-memcached's load to its wider affinity, 50 steps. release: from the decision until a container is really off a core,
+memcached's load to its wider affinity, 50 steps, by `reactive`: who shares cores need not widen. release: from the decision until a container is really off a core,
 by the cgroup's own files and by the Docker API, in turn. Figures of one run compare with each other; those of two
 machines, or of two days, do not. Needs root (or the docker group and CAP_SYS_NICE), the demo image and memcached.
 """
@@ -108,7 +108,7 @@ def reaction(steps: int) -> dict[str, float]:
         begun_s = []
         with (
             background_load(port, Load(1000, 1000, duration_s=10 * steps), directory / "mcperf.txt", cpu=last_core()),
-            controller(port, catalogue(SEVEN[:2], directory), directory) as (_, log),
+            controller(port, catalogue(SEVEN[:2], directory), directory, "--policy", "reactive") as (_, log),
         ):
             time.sleep(3)
             for step in range(steps):
