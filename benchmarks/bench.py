@@ -3,9 +3,10 @@
     python benchmarks/bench.py [cost] [reaction] [release] [--json]
 
 cost: the controller's CPU and memory over 60 s at the default period with seven jobs. reaction: from a step in
-memcached's load to its wider affinity, 50 steps, by `reactive`: who shares cores need not widen. release: from the decision until a container is really off a core,
-by the cgroup's own files and by the Docker API, in turn. Figures of one run compare with each other; those of two
-machines, or of two days, do not. Needs root (or the docker group and CAP_SYS_NICE), the demo image and memcached.
+memcached's load to its wider affinity, 50 steps, by `reactive`, since a policy that shares memcached's cores need not
+widen them. release: from the decision until a container is really off a core, by the cgroup's own files and by the
+Docker API, in turn. Figures of one run compare with each other; those of two machines, or of two days, do not. Needs
+root (or the docker group and CAP_SYS_NICE), the demo image and memcached.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ def cost(seconds: float) -> dict[str, float]:
     return {"cpu_share": used_s / (end_s - start_s), "rss_mb": memory / 1e6, "over_s": end_s - start_s}
 
 
-def reaction(steps: int) -> dict[str, float]:
-    """From a step in the load to the wider set, by the event log's clock.
+def reaction(steps: int, policy: str = "reactive") -> dict[str, float]:
+    """From a step in the load to the wider set, by the event log's clock; of a policy that gives whole cores.
 
     A step is a burst of large gets on two connections, which asks for more than one core and costs its sender little.
     """
@@ -108,7 +109,7 @@ def reaction(steps: int) -> dict[str, float]:
         begun_s = []
         with (
             background_load(port, Load(1000, 1000, duration_s=10 * steps), directory / "mcperf.txt", cpu=last_core()),
-            controller(port, catalogue(SEVEN[:2], directory), directory, "--policy", "reactive") as (_, log),
+            controller(port, catalogue(SEVEN[:2], directory), directory, "--policy", policy) as (_, log),
         ):
             time.sleep(3)
             for step in range(steps):
@@ -230,7 +231,9 @@ def last_core() -> int:
 
 
 def quantiles(values_ms: list[float]) -> dict[str, float]:
-    """Median, 99th percentile (nearest rank) and maximum."""
+    """Median, 99th percentile (nearest rank) and maximum; of nothing only the count."""
+    if not values_ms:
+        return {"n": 0}
     ranked = sorted(values_ms)
     p99 = ranked[min(len(ranked) - 1, int(0.99 * len(ranked)))]
     return {"p50_ms": statistics.median(ranked), "p99_ms": p99, "max_ms": ranked[-1], "n": len(ranked)}
