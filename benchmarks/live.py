@@ -250,7 +250,8 @@ def verdicts(by_policy: Mapping[str, Sequence[Run]], best: str | None) -> list[s
         other = by_policy[best]
         here = {name: statistics.fmean(getattr(run, name) for run in mine) for name in _RATIOS}
         there = {name: statistics.fmean(getattr(run, name) for run in other) for name in _RATIOS}
-        enough = ratio(mine, other).low >= WANTED and all(here[name] <= there[name] for name in _RATIOS)
+        told = all(run.judged for run in (*mine, *other))  # else a ratio of 0 says nothing
+        enough = told and ratio(mine, other).low >= WANTED and all(here[name] <= there[name] for name in _RATIOS)
         lines.append(
             f"\n{policy}: {spread(ratio(mine, other), 2)} times the batch work of {best} (wanted: {WANTED}, the "
             f"whole interval), late {100 * here['late_ratio']:.1f} against {100 * there['late_ratio']:.1f} % by the "
