@@ -6,7 +6,7 @@ help:
 	@echo 'make run     set up, then run the demo'
 	@echo 'make test    set up, then run the linters and the tests'
 	@echo 'make bench   set up, then measure what the controller costs, how fast it acts and how true the model is'
-	@echo 'make bench-live      set up, then compare policies on this machine, a quiet one with two cores (10 minutes)'
+	@echo 'make bench-live      set up, then compare policies on this machine, a quiet one with two cores (13 minutes)'
 	@echo 'make bench-policies  set up, then compare all policies on the simulated machines (half an hour)'
 
 setup:

@@ -3,9 +3,10 @@
     python benchmarks/bench.py [cost] [reaction] [release] [--json]
 
 cost: the controller's CPU and memory over 60 s at the default period with seven jobs. reaction: from a step in
-memcached's load to its wider affinity, 50 steps. release: from the decision until a container is really off a core,
-by the cgroup's own files and by the Docker API, in turn. Figures of one run compare with each other; those of two
-machines, or of two days, do not. Needs root (or the docker group and CAP_SYS_NICE), the demo image and memcached.
+memcached's load to its wider affinity, 50 steps, by `reactive`, since a policy that shares memcached's cores need not
+widen them. release: from the decision until a container is really off a core, by the cgroup's own files and by the
+Docker API, in turn. Figures of one run compare with each other; those of two machines, or of two days, do not. Needs
+root (or the docker group and CAP_SYS_NICE), the demo image and memcached.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from colocate.jobs import JobEventKind, JobSpec
 
 SEVEN = ("blackscholes", "canneal", "dedup", "ferret", "freqmine", "radix", "vips")
 PERIOD_S = 0.05
+AHEAD = 8  # of a burst: batches of requests on their way on each connection
 
 
 def catalogue(names: tuple[str, ...], directory: Path) -> Path:
@@ -97,8 +99,8 @@ def cost(seconds: float) -> dict[str, float]:
     return {"cpu_share": used_s / (end_s - start_s), "rss_mb": memory / 1e6, "over_s": end_s - start_s}
 
 
-def reaction(steps: int) -> dict[str, float]:
-    """From a step in the load to the wider set, by the event log's clock.
+def reaction(steps: int, policy: str = "reactive") -> dict[str, float]:
+    """From a step in the load to the wider set, by the event log's clock; of a policy that gives whole cores.
 
     A step is a burst of large gets on two connections, which asks for more than one core and costs its sender little.
     """
@@ -107,7 +109,7 @@ def reaction(steps: int) -> dict[str, float]:
         begun_s = []
         with (
             background_load(port, Load(1000, 1000, duration_s=10 * steps), directory / "mcperf.txt", cpu=last_core()),
-            controller(port, catalogue(SEVEN[:2], directory), directory) as (_, log),
+            controller(port, catalogue(SEVEN[:2], directory), directory, "--policy", policy) as (_, log),
         ):
             time.sleep(3)
             for step in range(steps):
@@ -119,21 +121,31 @@ def reaction(steps: int) -> dict[str, float]:
 
 
 def burst(port: int, seconds: float) -> float:
-    """Keep two of memcached's threads busy; when it began, by the wall clock."""
-    request = b"get " + b" ".join(b"missing%03d" % n for n in range(100)) + b"\r\n"
+    """Keep two of memcached's threads busy; when it began, by the wall clock.
+
+    Some requests are always on their way, so that memcached has work while this process waits for a core.
+    """
+    request = 50 * (b"get " + b" ".join(b"missing%03d" % n for n in range(100)) + b"\r\n")
+    answer_bytes = 50 * len(b"END\r\n")
     connections = [socket.create_connection((IP, port)) for _ in range(2)]
     begun_s = time.time()
     end_s = time.monotonic() + seconds
+    for connection in connections:
+        connection.sendall(AHEAD * request)
     while time.monotonic() < end_s:
         for connection in connections:
-            connection.sendall(50 * request)
-        for connection in connections:
-            left = 50 * len(b"END\r\n")
-            while left > 0:
-                left -= len(connection.recv(left))
+            connection.sendall(request)
+            swallow(connection, answer_bytes)
     for connection in connections:
+        swallow(connection, AHEAD * answer_bytes)
         connection.close()
     return begun_s
+
+
+def swallow(connection: socket.socket, size: int) -> None:
+    """Read so many bytes and forget them."""
+    while size > 0:
+        size -= len(connection.recv(size))
 
 
 def step_latencies(log: str, steps_s: list[float]) -> tuple[list[float], int]:
@@ -219,7 +231,9 @@ def last_core() -> int:
 
 
 def quantiles(values_ms: list[float]) -> dict[str, float]:
-    """Median, 99th percentile (nearest rank) and maximum."""
+    """Median, 99th percentile (nearest rank) and maximum; of nothing only the count."""
+    if not values_ms:
+        return {"n": 0}
     ranked = sorted(values_ms)
     p99 = ranked[min(len(ranked) - 1, int(0.99 * len(ranked)))]
     return {"p50_ms": statistics.median(ranked), "p99_ms": p99, "max_ms": ranked[-1], "n": len(ranked)}
