@@ -138,10 +138,10 @@ class Sizing:
         wanted = last_resort
         if math.isfinite(self.load_qps):
             wanted = next((setting for setting in ladder if self._holds(view, setting)), last_resort)
-        if not wanted.spares(now):
-            self._enough_s = view.time_s
-        elif view.time_s - self._enough_s < self._hold_s:
+        if wanted.spares(now) and view.time_s - self._enough_s < self._hold_s:
             wanted = now
+        else:  # a step down is one in `hold_s`, too
+            self._enough_s = view.time_s
         self._chosen = wanted
         return wanted
 
