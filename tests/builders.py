@@ -178,10 +178,10 @@ class Played:
     def tick(
         self, qps: float, *, told: bool = True, signals: Mapping[str, Signal] | None = None, **sample: object
     ) -> Plan:
-        """One tick of 50 ms under a load; `told` is whether `stats` answers, `signals` stand instead of what is seen."""
+        """One tick of 50 ms under a load; `told`: whether `stats` answers; `signals` stand instead of what is seen."""
         self.time_s += 0.05
         used = min(20e-6 * qps, self.cores, self.threads or self.cores)
-        facts = {"cpu_cores": used, "threads": self.threads, "qps": qps if told else None, **sample}
+        facts = {"cpu_cores": used, "threads": self.threads, "qps": used / 20e-6 if told else None, **sample}
         seen = replace(service_sample(**facts), **(signals or {}))
         for name in ("cpu_cores", "wait_us", "qps", "latency_ms"):
             self.history.add(name, self.time_s, getattr(seen, name).value)

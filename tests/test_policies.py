@@ -2,6 +2,7 @@ import textwrap
 from dataclasses import replace
 
 import pytest
+from colocate_policies.share import too_heavy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +10,6 @@ from colocate.errors import UserError
 from colocate.jobs import JobState
 from colocate.policy import Packing, Plan, load_policy, options, policy_names
 from colocate.view import History
-from colocate_policies.share import too_heavy
 from tests.builders import Played, job_view, profile, service_sample, view
 
 JOBS = {name: job_view(name) for name in "abc"}
@@ -98,10 +98,10 @@ def test_reactive_leaves_the_regulator_nothing_to_do(story, known, threads, tota
 def test_reactive_takes_a_long_run_queue_delay_for_trouble_as_soon_as_it_is_no_chance():
     played = Played(load_policy("reactive"), cores=1, profile=profile())
     assert set(cores(played.play(4, 20_000, latency_ms=0.3, wait_us=15.0))) == {1}
-    assert set(cores([played.tick(20_000, wait_us=150.0), played.tick(20_000, wait_us=15.0)])) == {1}, "one tick is none"
+    assert cores([played.tick(20_000, wait_us=150.0), played.tick(20_000, wait_us=15.0)]) == [1, 1], "one tick is none"
     waits = [played.tick(20_000, latency_ms=0.3, wait_us=250.0) for _ in range(6) if played.cores == 1]
     assert cores(waits) == [1] * (len(waits) - 1) + [2]
-    assert waits[-1].reason.startswith("waits 2")
+    assert waits[-1].reason.startswith("waits ")
     assert set(cores(played.play(10, 20_000, latency_ms=0.3, wait_us=15.0))) == {2}, "that load is too much for one"
     assert cores(played.play(2, 8_000, latency_ms=0.3, wait_us=15.0))[-1] == 1, "but less is not"
 
@@ -161,11 +161,12 @@ def test_share_shares_all_while_the_load_is_small_and_less_when_it_hurts(known):
     calm = played.play(4, 10_000, latency_ms=0.3, wait_us=10.0)
     assert (calm[-1].service, len(calm[-1].share)) == (2, 2)
     assert sum(calm[-1].jobs.values()) == 2
+    full = played.tick(500_000)
+    assert (full.service, full.share) == (2, frozenset()), "at once"
+    assert len(played.play(4, 10_000, latency_ms=0.3, wait_us=10.0)[-1].share) == 2
     hurt = played.play(12, 10_000, latency_ms=1.5, wait_us=200.0)
     assert {len(plan.share) for plan in hurt} == {0, 1, 2}
-    assert hurt[-1].service >= 2
-    full = played.tick(500_000)
-    assert (full.service, full.share) == (2, frozenset())
+    assert {plan.service for plan in hurt} <= {2, 3, 4}
 
 
 def test_share_goes_by_whole_cores_where_the_host_cannot_share():
@@ -196,8 +197,9 @@ def test_share_keeps_the_heaviest_away_and_does_not_change_its_mind_about_whom()
     def seen(a, b):
         return view(jobs={"a": a, "b": b, "c": job_view("c")})
 
-    a = replace(job_view("a", JobState.RUNNING, frozenset({0}), sensitivity=heavy, cpu_s=5.0), run_s=10.0, cpu_cores=0.5)
-    b = replace(job_view("b", JobState.RUNNING, frozenset({1}), sensitivity=light, cpu_s=5.0), run_s=10.0, cpu_cores=0.5)
+    ran = {"run_s": 10.0, "cpu_cores": 0.5}
+    a = replace(job_view("a", JobState.RUNNING, frozenset({0}), sensitivity=heavy, cpu_s=5.0), **ran)
+    b = replace(job_view("b", JobState.RUNNING, frozenset({1}), sensitivity=light, cpu_s=5.0), **ran)
     assert too_heavy(seen(a, b), packing, 1) == {"a"}
     kept_away = replace(a, state=JobState.PAUSED, cores=frozenset(), cpu_cores=None)
     assert too_heavy(seen(kept_away, b), packing, 1) == {"a"}
