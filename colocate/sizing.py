@@ -75,11 +75,11 @@ class _Known:
     load_qps: _Bracket
     wait_us: _Bracket
     failed_s: float  # when the high ends were last touched
-    calm_us: float = math.inf  # the shortest run-queue delay seen
+    calm_us: float | None = None  # the shortest run-queue delay seen while the SLO was not broken
 
     def tells(self, waits_us: list[float]) -> bool:
         """Whether memcached waits more than in its calmest hours, as far as that is measured."""
-        return not waits_us or fmean(waits_us) > _TELLS * self.calm_us
+        return not waits_us or self.calm_us is None or fmean(waits_us) > _TELLS * self.calm_us
 
 
 @dataclass(slots=True)
@@ -138,10 +138,10 @@ class Sizing:
         wanted = last_resort
         if math.isfinite(self.load_qps):
             wanted = next((setting for setting in ladder if self._holds(view, setting)), last_resort)
-        if not wanted.spares(now):
-            self._enough_s = view.time_s
-        elif view.time_s - self._enough_s < self._hold_s:
+        if wanted.spares(now) and view.time_s - self._enough_s < self._hold_s:
             wanted = now
+        else:  # a step down is one in `hold_s`, too
+            self._enough_s = view.time_s
         self._chosen = wanted
         return wanted
 
@@ -181,14 +181,15 @@ class Sizing:
 
     def _learn_waits(self, view: View, known: _Known) -> None:
         """Take in a latency that tells of the present load and setting, and the run-queue delay that goes with it."""
-        waits_us, now_ms = view.recent("wait_us", self._settle_s), view.service.latency_ms
+        waits_us = view.recent("wait_us", self._settle_s)
         waited_us = fmean(waits_us) if waits_us else None
-        if waited_us is not None:
-            known.calm_us = min(known.calm_us, waited_us)
-        if now_ms.value is None or not now_ms.fresh(_FRESH_S):
+        now_ms = view.service.latency_ms.value if view.service.latency_ms.fresh(_FRESH_S) else None
+        if waited_us is not None and (now_ms is None or now_ms <= view.slo.latency_ms):
+            known.calm_us = min(known.calm_us or waited_us, waited_us)
+        if now_ms is None:
             return
-        latencies_ms = view.recent("latency_ms", self._settle_s) or [now_ms.value]
-        if max(now_ms.value, fmean(latencies_ms)) <= self._cautious(view, self._setting) * view.slo.latency_ms:
+        latencies_ms = view.recent("latency_ms", self._settle_s) or [now_ms]
+        if max(now_ms, fmean(latencies_ms)) <= self._cautious(view, self._setting) * view.slo.latency_ms:
             known.load_qps.held(self.load_qps)
             if waited_us is not None:
                 known.wait_us.held(waited_us)

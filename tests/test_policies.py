@@ -2,15 +2,15 @@ import textwrap
 from dataclasses import replace
 
 import pytest
+from colocate_policies.share import too_heavy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from colocate.errors import UserError
-from colocate.jobs import ENDED, JobState
-from colocate.packing import share_out, speedup
-from colocate.policy import Plan, load_policy, options, policy_names
+from colocate.jobs import JobState
+from colocate.policy import Packing, Plan, load_policy, options, policy_names
 from colocate.view import History
-from tests.builders import job_view, service_sample, spec, view
+from tests.builders import Played, job_view, profile, service_sample, view
 
 JOBS = {name: job_view(name) for name in "abc"}
 
@@ -60,139 +60,152 @@ def test_random_draws_the_same_for_one_seed_and_other_for_another():
     assert set(draws(1)) == set(range(1, 8))
 
 
-def test_reactive_grows_at_the_very_tick():
-    policy = load_policy("reactive")
-    assert at(policy, 0.0, 0.1).service == 1
-    assert at(policy, 0.05, 0.9, threads=2).service == 2
-    assert at(policy, 0.10, 0.9, threads=4, total=8).service == 4, "its need is hidden: a core a thread"
+def cores(plans):
+    return [plan.service for plan in plans]
 
 
-def test_reactive_sees_run_queue_delay_and_latency_while_there_is_work():
-    for trouble in ({"waited_us": 400.0}, {"latency_ms": 1.5}):
-        policy = load_policy("reactive")
-        assert at(policy, 0.0, 0.5).service == 1
-        assert at(policy, 5.0, 0.5, **trouble).service == 2
-        assert at(load_policy("reactive"), 5.0, 0.02, **trouble).service == 1, "an idle memcached needs nothing"
+@pytest.mark.parametrize("known", [None, profile()])
+def test_reactive_grows_at_the_very_tick_at_which_a_load_shows(known):
+    played = Played(load_policy("reactive"), cores=2, profile=known)
+    assert cores(played.play(4, 10_000, latency_ms=0.3))[-1] == 1
+    assert played.tick(46_000).service == 2
+    played = Played(load_policy("reactive"), cores=1, threads=3, total=8, profile=known)
+    played.play(2, 10_000)
+    assert played.tick(500_000).service == 3, "its need is hidden: a core a thread"
 
 
-def test_reactive_does_not_blame_new_cores_for_old_latency():
-    policy = load_policy("reactive", ["hold_s=0.5", "settle_s=3"])
-    at(policy, 0.0, 0.5)
-    assert at(policy, 5.0, 0.5, latency_ms=1.5).service == 2
-    at(policy, 5.05, 0.5, cores=2)
-    at(policy, 5.1, 0.4, latency_ms=1.5)
-    assert at(policy, 6.0, 0.4, latency_ms=1.5).service == 1, "a figure over seconds tells of the cores it had before"
+@pytest.mark.parametrize("known", [None, profile()])
+def test_reactive_shrinks_when_less_has_sufficed_for_a_while(known):
+    played = Played(load_policy("reactive", ["hold_s=1.0"]), cores=2, profile=known)
+    played.play(2, 70_000)
+    less = cores(played.play(2, 5_000))
+    assert less == [2] * less.index(1) + [1] * (len(less) - less.index(1))
+    assert less.index(1) * 0.05 == pytest.approx(1.0, abs=0.051)
 
 
-def test_reactive_shrinks_slowly():
-    policy = load_policy("reactive", ["hold_s=1.0"])
-    at(policy, 0.0, 0.9)
-    assert [at(policy, t, 0.2, cores=2).service for t in (0.5, 0.9, 1.1)] == [2, 2, 1]
+loads = st.lists(st.tuples(st.sampled_from([0, 500, 20_000, 45_000, 90_000, 400_000]), st.integers(1, 25)), max_size=12)
 
 
-def test_reactive_does_not_go_back_to_where_it_had_trouble():
-    policy = load_policy("reactive", ["hold_s=1.0", "remember_s=10"])
-    at(policy, 0.0, 0.6, waited_us=400.0)
-    assert at(policy, 2.0, 0.6, cores=2).service == 2, "one core was too few for just that"
-    assert at(policy, 3.5, 0.3, cores=2).service == 1, "but will do for half of it"
-    policy = load_policy("reactive", ["hold_s=1.0", "remember_s=10"])
-    at(policy, 0.0, 0.6, waited_us=400.0)
-    assert at(policy, 11.0, 0.6, cores=2).service == 1, "it forgets"
+@given(loads, st.sampled_from([None, profile(), profile(machine_sd=0.2)]), st.integers(0, 6), st.integers(2, 8))
+def test_reactive_leaves_the_regulator_nothing_to_do(story, known, threads, total):
+    played = Played(load_policy("reactive"), cores=1, threads=threads, total=total, profile=known, regulated=True)
+    for qps, ticks in story:
+        for _ in range(ticks):
+            played.tick(qps, latency_ms=0.3 if qps < 100_000 else 3.0)
+    assert not played.regulator.counts
 
 
-def test_one_thread_jobs_go_side_by_side_and_the_last_goes_wide():
-    side_by_side = share_out([job_view("a", threads=4), job_view("b", threads=4), job_view("c", threads=4)], 3)
-    assert side_by_side == {"a": 1, "b": 1, "c": 1}
-    assert share_out([job_view("a", threads=4), job_view("b", JobState.FINISHED)], 3) == {"a": 3}
-    assert share_out([job_view("a"), job_view("b")], 4) == {"a": 1, "b": 1}, "a core beyond its threads is no use"
+def test_reactive_takes_a_long_run_queue_delay_for_trouble_as_soon_as_it_is_no_chance():
+    played = Played(load_policy("reactive"), cores=1, profile=profile())
+    assert set(cores(played.play(4, 20_000, latency_ms=0.3, wait_us=15.0))) == {1}
+    assert cores([played.tick(20_000, wait_us=150.0), played.tick(20_000, wait_us=15.0)]) == [1, 1], "one tick is none"
+    waits = [played.tick(20_000, latency_ms=0.3, wait_us=250.0) for _ in range(6) if played.cores == 1]
+    assert cores(waits) == [1] * (len(waits) - 1) + [2]
+    assert waits[-1].reason.startswith("waits ")
+    assert set(cores(played.play(10, 20_000, latency_ms=0.3, wait_us=15.0))) == {2}, "that load is too much for one"
+    assert cores(played.play(2, 8_000, latency_ms=0.3, wait_us=15.0))[-1] == 1, "but less is not"
 
 
-def test_the_wide_job_is_the_one_that_scales_better():
-    bad = job_view("bad", threads=2, runtime_s={1: 10.0, 2: 9.0})
-    good = job_view("good", threads=2, runtime_s={1: 10.0, 2: 5.1})
-    assert share_out([bad, good], 3) == {"bad": 1, "good": 2}
+@pytest.mark.parametrize("wait_us", [90.0, None])
+@pytest.mark.parametrize("known", [None, profile()])
+def test_reactive_takes_a_latency_that_stays_too_long_for_trouble(known, wait_us):
+    played = Played(load_policy("reactive", ["settle_s=3"]), cores=1, profile=known)
+    calm_us = wait_us and 10.0
+    assert set(cores(played.play(6, 20_000, latency_ms=0.3, wait_us=calm_us))[-40:]) == {1}
+    assert set(cores(played.play(2.9, 20_000, latency_ms=1.5, wait_us=wait_us and 20.0))) == {1}, "it may be chance"
+    late = played.play(0.3, 20_000, latency_ms=1.5, wait_us=wait_us and 20.0)
+    assert cores(late)[-1] == 2
+    assert any(plan.reason == "p95 is 1.50 ms" for plan in late)
 
 
-def test_no_measured_speed_up_leaves_another_job_without_a_core():
-    superlinear = job_view("a", JobState.RUNNING, frozenset({1}), threads=4, runtime_s={1: 13.4, 2: 6.3, 4: 3.0})
-    paused = job_view("b", JobState.PAUSED, threads=2)
-    assert share_out([superlinear, paused], 2) == {"a": 1, "b": 1}
-    assert speedup(superlinear.spec, 2) == 2
+@pytest.mark.parametrize("known", [None, profile()])
+def test_reactive_does_not_blame_new_cores_for_old_latency(known):
+    played = Played(load_policy("reactive", ["settle_s=3"]), cores=2, profile=known)
+    assert cores(played.play(6, 60_000, latency_ms=0.3))[-1] == 2
+    assert cores(played.play(6, 10_000, latency_ms=0.3))[-1] == 1
+    assert set(cores(played.play(2.9, 60_000, latency_ms=2.0, wait_us=30.0))) == {2}
+    assert cores(played.play(1, 60_000, latency_ms=2.0, wait_us=30.0))[-1] == 3, "but in the end it is their own"
 
 
-def test_those_that_run_come_first_then_the_longest():
-    running = job_view("r", JobState.RUNNING, frozenset({1}), runtime_s={1: 1.0})
-    paused = job_view("p", JobState.PAUSED, runtime_s={1: 2.0})
-    short, long = job_view("s", runtime_s={1: 5.0}), job_view("l", runtime_s={1: 50.0})
-    everybody = [short, long, paused, running]
-    assert [name for name, n in share_out(everybody, 1).items() if n] == ["r"]
-    assert {name for name, n in share_out(everybody, 2).items() if n} == {"r", "p"}
-    assert {name for name, n in share_out(everybody, 3).items() if n} == {"r", "p", "l"}
+def test_reactive_does_not_listen_to_a_latency_that_is_not_told_any_more():
+    played = Played(load_policy("reactive"), cores=1)
+    played.play(6, 20_000, latency_ms=0.3, wait_us=None)
+    old = replace(service_sample(latency_ms=1.5).latency_ms, age_s=5.0)
+    assert set(cores(played.play(8, 20_000, signals={"latency_ms": old}))) == {1}
 
 
-open_jobs = st.builds(
-    lambda state, threads, held, runtime_s: (state, threads, held, runtime_s),
-    st.sampled_from(sorted(JobState)),
-    st.integers(1, 4),
-    st.booleans(),
-    st.dictionaries(st.sampled_from([1, 2, 4]), st.sampled_from([5.0, 9.0, 10.0])),
-)
+def test_reactive_gives_no_more_than_a_core_a_thread_unless_the_slo_breaks():
+    played = Played(load_policy("reactive"), cores=4, total=8, threads=2, profile=profile(8))
+    assert cores(played.play(3, 500_000))[-1] == 2, "more cores do not help two threads"
+    assert set(cores(played.play(2, 70_000, latency_ms=0.4))) == {2}
+    assert cores(played.play(8, 70_000, latency_ms=1.5, wait_us=60.0))[-1] > 2, "less beside it does"
+    played = Played(load_policy("reactive"), cores=2, threads=2, profile=profile())
+    assert cores(played.play(60, 70_000, latency_ms=1.5, wait_us=60.0))[-1] == 2, "where nothing helps, no core is lost"
 
 
-@given(st.lists(open_jobs, max_size=6), st.integers(0, 8))
-def test_each_core_goes_where_it_adds_most(facts, cores):
-    jobs = [
-        job_view(f"j{i}", state, frozenset({i} if held else ()), threads=threads, runtime_s=runtime_s)
-        for i, (state, threads, held, runtime_s) in enumerate(facts)
-    ]
-    before, after = share_out(jobs, cores), share_out(jobs, cores + 1)
-
-    def gains(shares):
-        return {j.name: speedup(j.spec, shares[j.name] + 1) - speedup(j.spec, shares[j.name]) for j in jobs
-                if j.name in shares}  # fmt: skip
-
-    assert set(before) == {job.name for job in jobs if job.state not in ENDED}
-    gained = [name for name in before if after[name] != before[name]]
-    best = max(gains(before).values(), default=0.0)
-    if best > 0:
-        (name,) = gained
-        assert after[name] == before[name] + 1
-        assert gains(before)[name] == best
-    else:
-        assert not gained
+def test_reactive_knows_nothing_of_a_memcached_that_says_nothing():
+    played = Played(load_policy("reactive"), cores=1, threads=0, total=4)
+    assert played.tick(0, cpu_cores=None, told=False).service == 3, "its threads are not known: all but one"
+    assert Played(load_policy("reactive"), cores=1, total=1).tick(1e6).service == 1
 
 
-def test_shares_follow_every_fact_that_they_depend_on():
-    a = job_view("a", JobState.PAUSED, threads=2, runtime_s={1: 20.0, 2: 12.0})
-    b = job_view("b", JobState.PAUSED, threads=2, runtime_s={1: 10.0, 2: 6.0})
-    on_one = frozenset({1})
-    faster = job_view("b", JobState.PAUSED, threads=2, runtime_s={1: 10.0, 2: 5.0})
-    for cores, before, changed, after in (
-        (3, {"a": 2, "b": 1}, [a, faster], {"a": 1, "b": 2}),
-        (3, {"a": 2, "b": 1}, [a, replace(b, state=JobState.FINISHED)], {"a": 2}),
-        (4, {"a": 2, "b": 2}, [a, replace(b, threads=1)], {"a": 2, "b": 1}),
-        (1, {"a": 1, "b": 0}, [a, replace(b, state=JobState.RUNNING)], {"a": 0, "b": 1}),
-        (1, {"a": 1, "b": 0}, [replace(a, cores=on_one), b], {"a": 0, "b": 1}),
-    ):
-        assert share_out([a, b], cores) == before
-        assert share_out(changed, cores) == after
-    assert share_out([a, b], 2) == {"a": 1, "b": 1}
-    assert share_out([a, b], 3) == {"a": 2, "b": 1}
+def test_reactive_stays_at_or_above_the_floor():
+    played = Played(load_policy("reactive"), cores=4, total=4, min_cores=2)
+    assert cores(played.play(3, 100, latency_ms=0.2))[-1] == 2
 
 
-def test_a_policy_may_change_the_shares_that_it_got():
-    jobs = [job_view("a"), job_view("b")]
-    share_out(jobs, 1)["b"] = 9
-    assert share_out(jobs, 1) == {"a": 1, "b": 0}
+@pytest.mark.parametrize("known", [None, profile()])
+def test_share_shares_all_while_the_load_is_small_and_less_when_it_hurts(known):
+    played = Played(load_policy("share"), cores=2, can_share=True, profile=known)
+    played.facts["jobs"] = {name: job_view(name) for name in "abcde"}
+    calm = played.play(4, 10_000, latency_ms=0.3, wait_us=10.0)
+    assert (calm[-1].service, len(calm[-1].share)) == (2, 2)
+    assert sum(calm[-1].jobs.values()) == 2
+    full = played.tick(500_000)
+    assert (full.service, full.share) == (2, frozenset()), "at once"
+    assert len(played.play(4, 10_000, latency_ms=0.3, wait_us=10.0)[-1].share) == 2
+    hurt = played.play(12, 10_000, latency_ms=1.5, wait_us=200.0)
+    assert {len(plan.share) for plan in hurt} == {0, 1, 2}
+    assert {plan.service for plan in hurt} <= {2, 3, 4}
 
 
-def test_speed_up_from_measured_times():
-    job = spec("a", 4, runtime_s={1: 100.0, 2: 60.0})
-    assert speedup(job, 0) == 0
-    assert speedup(job, 1) == 1
-    assert speedup(job, 2) == pytest.approx(100 / 60)
-    assert speedup(job, 2) < speedup(job, 4) < 4
-    assert speedup(job, 8) == speedup(job, 4)
+def test_share_goes_by_whole_cores_where_the_host_cannot_share():
+    played = Played(load_policy("share"), cores=2, regulated=True)
+    plans = played.play(3, 5_000, latency_ms=0.3)
+    assert plans[-1].service == 1
+    assert not any(plan.share for plan in plans)
+    assert not played.regulator.counts
+
+
+def test_share_gives_up_sharing_at_once_when_the_host_cannot_any_more():
+    played = Played(load_policy("share"), cores=2, can_share=True, regulated=True)
+    assert played.play(3, 5_000, latency_ms=0.3)[-1].share
+    played.facts["can_share"] = False
+    assert not played.tick(5_000).share
+    assert not played.regulator.counts, "without being told"
+
+
+def test_share_that_finds_memcached_on_fewer_cores_takes_them_at_once():
+    played = Played(load_policy("share"), cores=1, threads=3, total=8, can_share=True, profile=profile(8))
+    assert played.tick(400_000).service == 3
+
+
+def test_share_keeps_the_heaviest_away_and_does_not_change_its_mind_about_whom():
+    heavy, light = {"membw": 2.0, "llc": 2.5}, {"membw": 1.1}
+    packing = Packing({"a": 0, "b": 0, "c": 1}, frozenset("ab"))
+
+    def seen(a, b):
+        return view(jobs={"a": a, "b": b, "c": job_view("c")})
+
+    ran = {"run_s": 10.0, "cpu_cores": 0.5}
+    a = replace(job_view("a", JobState.RUNNING, frozenset({0}), sensitivity=heavy, cpu_s=5.0), **ran)
+    b = replace(job_view("b", JobState.RUNNING, frozenset({1}), sensitivity=light, cpu_s=5.0), **ran)
+    assert too_heavy(seen(a, b), packing, 1) == {"a"}
+    kept_away = replace(a, state=JobState.PAUSED, cores=frozenset(), cpu_cores=None)
+    assert too_heavy(seen(kept_away, b), packing, 1) == {"a"}
+    assert too_heavy(seen(a, b), packing, 2) == frozenset()
+    wide = replace(b, threads=3)
+    assert too_heavy(seen(a, wide), packing, 2) == {"a", "b"}, "its threads do not fit"
 
 
 MINE = """
