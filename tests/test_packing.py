@@ -170,8 +170,8 @@ def test_nobody_is_interrupted_for_one_that_has_only_a_little_more_left():
     def packed(quantum_s):
         running = job_view("runs", JobState.RUNNING, frozenset({1}), runtime_s={1: 100.0}, cpu_s=5.0)
         waiting = job_view("waits", runtime_s={1: 100.0})
-        jobs = {job.name: job for job in (running, waiting)}
-        return Packer(0.5, quantum_s=quantum_s).pack(view(total=2, jobs=jobs), 1).jobs
+        picture = view(total=2, jobs={"runs": running, "waits": waiting})
+        return Packer(0.5, quantum_s=quantum_s).pack(picture, 1).jobs
 
     assert packed(10.0) == {"runs": 1, "waits": 0}
     assert packed(4.0) == {"runs": 0, "waits": 1}
