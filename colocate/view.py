@@ -160,9 +160,9 @@ class Profile:
         """The highest load at which the latency is within a limit, between the points; the lowest if none is."""
         curve = self.curves[min(max(cores, min(self.curves)), max(self.curves))]
         for below, above in pairwise(curve):
-            if below.latency_ms >= limit_ms:
-                return below
             if above.latency_ms > limit_ms:
+                if below.latency_ms >= limit_ms:
+                    return below
                 share = (limit_ms - below.latency_ms) / (above.latency_ms - below.latency_ms)
                 return LoadPoint(
                     below.qps + share * (above.qps - below.qps),

@@ -204,15 +204,23 @@ def test_news_of_a_job_that_has_ended_or_is_unknown_changes_nothing(kind):
     assert states(subject) == {"a": JobState.FINISHED}
 
 
-plans = st.builds(Plan, st.integers(0, 5), st.dictionaries(st.sampled_from("abc"), st.integers(0, 4), max_size=3))
+names = st.sampled_from("abc")
+plans = st.builds(
+    Plan,
+    st.integers(0, 5),
+    st.dictionaries(names, st.integers(0, 4), max_size=3),
+    st.frozensets(names),
+    threads=st.dictionaries(names, st.integers(1, 4)),
+    spread=st.booleans(),
+)
 happenings = st.sampled_from(["exit0", "exit1", "vanish", "foreign", "nothing", "nothing", "nothing"])
 
 
 @settings(max_examples=300)
-@given(st.lists(st.tuples(plans, happenings, st.sampled_from("abc"), st.booleans()), min_size=1, max_size=30))
-def test_whatever_is_planned_and_happens_nobody_shares_a_core_with_memcached(story):
+@given(st.lists(st.tuples(plans, happenings, names, st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_whatever_is_planned_and_happens_only_sharers_are_on_memcacheds_cores(story):
     subject = machine(Plan(1), jobs=("a", "b", "c"), retries=1)
-    for plan, happening, job, stale in story:
+    for plan, happening, job, stale, can_share in story:
         subject.controller.regulator.policy.plans = [plan]
         if job in subject.jobs:
             match happening:
@@ -222,7 +230,7 @@ def test_whatever_is_planned_and_happens_nobody_shares_a_core_with_memcached(sto
                     subject.jobs.pop(job)
                     subject.paused.discard(job)
                     subject.tell(job, JobEventKind.GONE)
-        subject.tick(service=service_sample(age_s=9.0 if stale else 0.0))
+        subject.tick(service=service_sample(age_s=9.0 if stale else 0.0), can_share=can_share)
         if happening != "foreign":
             subject.check()
     started = {line.split()[1] for line in subject.log if line.startswith("start")}
@@ -294,3 +302,82 @@ def test_run_time_leaves_pauses_out():
     for _ in range(5):
         subject.tick()
     assert subject.controller.view().jobs["a"].run_s == pytest.approx(2.0)
+
+
+def sharing(*plans, **kw):
+    subject = machine(*plans, **kw)
+    for _ in range(3):
+        subject.tick(can_share=True)
+    subject.check()
+    return subject
+
+
+def replan(subject, plan, *, can_share=True):
+    subject.controller.regulator.policy.plans = [plan]
+    moves = subject.tick(can_share=can_share)
+    subject.check()
+    return [(str(move.kind), move.target, sorted(move.cores)) for move in moves]
+
+
+def test_a_sharer_runs_on_memcacheds_cores_and_on_its_own():
+    subject = sharing(Plan(2, {"a": 1}, frozenset("ab"), threads={"a": 2, "b": 1}))
+    assert subject.service == {0, 1}
+    assert subject.jobs == {"a": {0, 2}, "b": {1}}
+    assert subject.log == ["start memcached [0, 1]", "start a [0, 2]", "start b [1]"]
+
+
+def test_who_may_not_share_any_more_leaves_memcacheds_cores_or_stands_still():
+    subject = sharing(Plan(2, {"a": 1}, frozenset("ab"), threads={"a": 2}))
+    assert replan(subject, Plan(2, {"a": 1, "b": 0})) == [("resize", "a", [2]), ("pause", "b", [])]
+    again = replan(subject, Plan(2, {"a": 1, "b": 0}, frozenset("b")))
+    assert again == [("resize", "b", [0, 1]), ("resume", "b", [])], "nobody else shares now"
+    assert replan(subject, Plan(2, {"a": 1, "b": 0}, frozenset("b")), can_share=False) == [("pause", "b", [])]
+    assert subject.controller.counts["unshared"] == 1
+
+
+def test_what_memcached_leaves_to_one_its_sharers_leave_first():
+    subject = sharing(Plan(2, {"a": 0, "b": 1}, frozenset("a"), threads={"a": 2}))
+    assert subject.jobs == {"a": {0, 1}, "b": {2}}
+    moves = replan(subject, Plan(1, {"a": 0, "b": 3}, frozenset("a")))
+    assert moves == [("pin", "memcached", [0]), ("resize", "a", [0]), ("resize", "b", [1, 2, 3])]
+
+
+def test_a_paused_job_whose_cores_are_gone_resumes_on_those_that_there_are():
+    subject = sharing(Plan(1, {"a": 1, "b": 2}))
+    replan(subject, Plan(3, {"a": 0, "b": 1}))
+    assert subject.paused == {"a"}
+    moves = replan(subject, Plan(4, {"a": 0, "b": 0}, frozenset("a")))
+    assert moves[-1] == ("resume", "a", [])
+    assert subject.jobs["a"] <= subject.service
+    assert "b" in subject.paused
+
+
+@pytest.mark.parametrize("cores", [1, 64])
+def test_sharing_works_on_the_smallest_and_on_a_big_machine(cores):
+    subject = sharing(Plan(cores, {}, frozenset("ab"), threads={"a": 3}), cores=cores)
+    assert set(subject.jobs) == {"a", "b"}
+    assert all(held <= subject.service for held in subject.jobs.values())
+
+
+def test_thread_counts_come_from_the_plan_until_a_job_is_made_and_again_when_it_is_made_anew():
+    subject = machine(Plan(1, {"a": 1}, threads={"a": 3}), jobs=("a", "b"))
+    made = {move.target: move.threads for move in subject.tick() if move.kind is MoveKind.CREATE}
+    assert made == {"a": 3, "b": 1}, "who is not named has its catalogue's"
+    subject.controller.regulator.policy.plans = [Plan(1, {"a": 1}, threads={"a": 2})]
+    settle(subject)
+    assert subject.controller.view().jobs["a"].threads == 3
+    subject.end("a", 1)
+    moves = [move for _ in range(3) for move in subject.tick()]
+    assert all(move.threads == 3 for move in moves if move.kind is MoveKind.START)
+
+
+def test_the_cpu_of_a_try_that_failed_is_no_work_done():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",), retries=1))
+    subject.controller.absorb(observation(subject.time_s, jobs={"a": JobSample(cpu_s=50.0)}))
+    assert subject.controller.view().jobs["a"].cpu_s == 50.0
+    subject.end("a", 1)
+    subject.tick()
+    job = subject.controller.view().jobs["a"]
+    assert (job.failures, job.cpu_s, job.cpu_cores) == (1, None, None)
+    subject.controller.absorb(observation(subject.time_s + 1, jobs={"a": JobSample(cpu_s=0.5)}))
+    assert subject.controller.view().jobs["a"].cpu_s == 0.5

@@ -114,3 +114,92 @@ def test_memcached_gives_up_the_core_without_its_sibling():
 def test_more_than_there_is_raises(service, jobs):
     with pytest.raises(ValueError, match="do not fit"):
         place(service, jobs, Assignment(), Topology.flat(4))
+
+
+@st.composite
+def shared_histories(draw):
+    """A few requests in turn on one machine, with sharers and with memcached spread or not."""
+    topology, steps = draw(histories())
+    sharers = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 5), max_size=6)
+    return topology, [(service, jobs, draw(sharers), draw(st.booleans())) for service, jobs in steps]
+
+
+@given(shared_histories())
+def test_sharers_are_on_memcacheds_cores_and_nobody_else_is(history):
+    topology, steps = history
+    now = Assignment()
+    for service, jobs, sharers, spread in steps:
+        now = place(service, jobs, now, topology, sharers=sharers, spread=spread)
+        assert len(now.service) == service
+        own = {name: cores - now.service for name, cores in now.jobs.items()}
+        assert {name: len(own.get(name, ())) for name in jobs} == jobs, "the counts are of cores of their own"
+        assert sum(map(len, own.values())) == len(frozenset().union(*own.values())), "which are disjoint"
+        assert {name for name, cores in now.jobs.items() if cores & now.service} == set(sharers)
+        assert frozenset().union(now.service, *now.jobs.values()) <= topology.cores
+
+
+@given(shared_histories())
+def test_memcacheds_cores_are_all_dealt_and_the_same_request_moves_nobody(history):
+    topology, steps = history
+    now = Assignment()
+    for service, jobs, sharers, spread in steps:
+        now = place(service, jobs, now, topology, sharers=sharers, spread=spread)
+        dealt = [now.jobs[name] & now.service for name in sharers]
+        if dealt:
+            assert frozenset().union(*dealt) == now.service or sum(sharers.values()) < service
+        if sum(sharers.values()) <= service:
+            assert all(len(cores) >= want for cores, want in zip(dealt, sharers.values(), strict=True))
+        assert place(service, jobs, now, topology, sharers=sharers, spread=spread) == now
+
+
+@given(shared_histories(), st.data())
+def test_who_keeps_its_count_keeps_its_cores_but_for_those_that_memcached_takes(history, data):
+    topology, steps = history
+    now = Assignment()
+    for service, jobs, sharers, spread in steps:
+        now = place(service, jobs, now, topology, sharers=sharers, spread=spread)
+    service, jobs, sharers, spread = steps[-1]
+    if not jobs:
+        return
+    leaves = data.draw(st.sampled_from(sorted(jobs)))
+    fewer = {name: count for name, count in jobs.items() if name != leaves}
+    still = {name: want for name, want in sharers.items() if name != leaves}
+    then = place(service, fewer, now, topology, sharers=still, spread=spread)
+    assert then.service == now.service
+    for name in fewer:
+        before, after = now.jobs.get(name, frozenset()), then.jobs.get(name, frozenset())
+        assert after - then.service == before - now.service
+    wider = min(len(topology.cores) - sum(fewer.values()), service + jobs[leaves])
+    grown = place(wider, fewer, now, topology, sharers=still, spread=spread)
+    for name, count in fewer.items():
+        own = now.jobs.get(name, frozenset()) - now.service
+        assert grown.jobs.get(name, frozenset()) >= own - grown.service or len(own) > count
+
+
+def test_spread_takes_one_thread_of_each_physical_core_and_gives_up_the_second_ones_first():
+    assert place(2, {}, Assignment(), smt(2), spread=True).service == {0, 2}
+    assert place(2, {}, Assignment(), smt(2)).service == {0, 1}
+    assert place(3, {}, Assignment(frozenset({0, 2})), smt(2), spread=True).service == {0, 1, 2}
+    assert place(2, {}, Assignment(frozenset({0, 1, 2})), smt(2), spread=True).service in ({0, 2}, {1, 2})
+
+
+def test_beside_a_spread_memcached_the_first_job_gets_the_sibling_of_its_core():
+    assert place(1, {"a": 1, "b": 1}, Assignment(frozenset({0})), smt(2), spread=True).jobs["a"] == {1}
+
+
+def test_sharers_do_not_queue_behind_each_other_while_a_core_is_free_of_jobs():
+    four = Assignment(frozenset({0, 1, 2, 3}))
+    placed = place(4, {}, four, Topology.flat(4), sharers={"a": 1, "b": 2})
+    assert placed.jobs == {"a": {0, 3}, "b": {1, 2, 3}}, "what nobody needs is everybody's"
+    crowded = place(1, {"c": 1}, Assignment(frozenset({0})), Topology.flat(2), sharers={"a": 1, "b": 1})
+    assert crowded.jobs == {"a": {0}, "b": {0}, "c": {1}}
+
+
+def test_a_sharer_on_a_crowded_core_stays_when_another_is_as_crowded():
+    jobs = {"b": frozenset({1}), "c": frozenset({0}), "d": frozenset({1})}
+    placed = place(2, {}, Assignment(frozenset({0, 1}), jobs), Topology.flat(2), sharers=dict.fromkeys("bcd", 1))
+    assert placed.jobs == jobs
+
+
+def test_on_one_core_everybody_shares_it():
+    assert place(1, {}, Assignment(), Topology.flat(1), sharers={"a": 4}).jobs == {"a": {0}}

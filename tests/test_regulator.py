@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.jobs import JobState
+from colocate.jobs import MOST_THREADS, JobState
 from colocate.policy import Plan
 from colocate.regulator import Limits, OverrunError, Regulator, Safe
 from tests.builders import Fixed, job_view, no_deadline, service_sample, view
@@ -24,7 +24,7 @@ def test_a_good_plan_passes_untouched():
 
 
 NONSENSE = [None, 3, Plan(-1), Plan(True), Plan(1.5), Plan(1, {"a": -1}), Plan(1, {"a": "2"}), ValueError("boom")]
-NONSENSE += [Plan(1, {}, []), Plan(1, {3: 1}), Plan(1, 7)]
+NONSENSE += [Plan(1, {}, []), Plan(1, {3: 1}), Plan(1, 7), Plan(1, threads=[]), Plan(1, threads={3: 1})]
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE)
@@ -69,6 +69,39 @@ def test_the_floor():
 def test_sharing_is_regulated_down_with_a_word():
     plan, changes = regulator(Plan(1, {"a": 1}, frozenset({"a"}))).plan(view(jobs=JOBS))
     assert (plan.share, rules(changes)) == (frozenset(), ["unshared"])
+
+
+def test_where_the_host_can_share_a_plan_that_shares_passes():
+    wish = Plan(1, {"a": 1, "b": 0}, frozenset({"b"}))
+    assert regulator(wish).plan(view(jobs=JOBS, can_share=True)) == (wish, [])
+
+
+def test_sharing_ends_at_the_tick_at_which_the_host_cannot_any_more():
+    subject = regulator(Plan(1, {"a": 1}, frozenset({"a"})))
+    shares = [bool(subject.plan(view(jobs=JOBS, can_share=can))[0].share) for can in (True, False, True)]
+    assert shares == [True, False, True]
+    assert subject.strikes == 0
+
+
+@pytest.mark.parametrize("count", [0, -1, True, 1.5, "2", None, MOST_THREADS + 1])
+def test_a_thread_count_that_is_none_costs_a_strike(count):
+    _, changes = regulator(Plan(1, {"a": 1}, threads={"a": count})).plan(view(jobs=JOBS))
+    assert rules(changes) == ["strike"]
+
+
+def test_thread_counts_and_the_spread_pass_and_are_of_jobs_that_there_are():
+    wish = Plan(1, {"a": 1, "b": 0}, threads={"b": MOST_THREADS}, spread=True)
+    assert regulator(wish).plan(view(jobs=JOBS)) == (wish, [])
+    assert rules(regulator(Plan(1, threads={"x": 1})).plan(view(jobs=JOBS))[1]) == ["impossible"]
+    floored, _ = regulator(wish, floor_cores=4).plan(view(jobs=JOBS))
+    assert (floored.jobs, floored.threads, floored.spread) == ({"a": 0, "b": 0}, wish.threads, True)
+
+
+def test_a_sharer_that_a_plan_leaves_out_keeps_its_own_cores_and_no_more():
+    held = {"a": frozenset({0, 3}), "b": frozenset({0})}
+    jobs = {name: job_view(name, JobState.RUNNING, cores) for name, cores in held.items()}
+    plan, changes = regulator(Plan(1)).plan(view(jobs=jobs, service_cores=frozenset({0}), can_share=True))
+    assert (plan.jobs, plan.share, changes) == ({"a": 1, "b": 0}, frozenset(), [])
 
 
 @pytest.mark.parametrize("stale", [service_sample(None), service_sample(age_s=5), service_sample(qps=None)])

@@ -218,3 +218,37 @@ def test_a_bad_calibration_names_the_file_and_the_figure(scenario, tmp_path, old
     (line,) = done.stderr.splitlines()
     assert "small.toml" in line
     assert words in line
+
+
+@pytest.fixture(scope="module")
+def shared_and_not(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+    """One load of `cca-2025` under `share`, where the host can share and where it cannot."""
+    summaries = {}
+    for name, options in (("shared", ()), ("not", ("--no-share",))):
+        directory = tmp_path_factory.mktemp(name)
+        command = ("simulate", "--scenario", "cca-2025", "--policy", "share", "--json", "--log-dir", str(directory))
+        done = colocate(*command, *options, cwd=directory)
+        assert done.returncode == 0, done.stderr
+        summaries[name] = json.loads(done.stdout)
+    return summaries
+
+
+@pytest.mark.parametrize("name", ["shared", "not"])
+def test_share_ends_its_jobs_with_and_without_sharing_and_leaves_the_regulator_nothing_to_do(shared_and_not, name):
+    summary = shared_and_not[name]
+    assert summary["complete"] is True
+    assert summary["slo_violation_ratio"] <= 0.02
+    assert summary["warnings"] == []
+    log = Path(str(summary["log"])).read_text()
+    assert violations(log) == []
+    assert "regulator" not in log
+    records = [json.loads(line) for line in Path(str(summary["metrics"])).read_text().splitlines()]
+    assert not any(record.get("rules") for record in records)
+    on_memcacheds = [
+        job for record in records for job, (_, cores) in record["jobs"].items() if set(cores) & set(record["cores"])
+    ]
+    assert bool(on_memcacheds) == (name == "shared")
+
+
+def test_sharing_shortens_the_run(shared_and_not):
+    assert shared_and_not["shared"]["makespan_s"] < shared_and_not["not"]["makespan_s"]
