@@ -2,10 +2,10 @@
 
     python benchmarks/policies.py [--seeds 20] [--json FILE] [--markdown FILE]
 
-All figures are simulated (docs/simulation.md says how far to believe them). The same seed is the same machine, load and
-noise to every policy; intervals are 95 %, Student's t over the seeds. At each machine's official load interval all
-policies run beside the oracle (the published systems only with `--published`); at the others some, without it. Then the questions that the
-policies were built to answer are answered, whatever the answer is.
+All figures are simulated (docs/simulation.md says how far to believe them). The same seed is the same machine, load
+and noise to every policy; intervals are 95 %, Student's t over the seeds. At each machine's official load interval all
+policies run beside the oracle (the published systems only with `--published`); at the others some, without it. Then the
+questions that the policies were built to answer are answered, whatever the answer is.
 
 `avoidable` is what is left of the violations without those that the drawn machine has even with nothing beside it (the
 capacity strays by 14 % between machines of a type). A rule *holds* a limit if its avoidable violations do. Runs are cut

@@ -37,7 +37,10 @@ _WAIT_BELIEF = 1.3  # factor by which the run-queue delay that means trouble may
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What memcached is given: cores, and how many of them jobs may use at idle priority."""
+    """What memcached is given: cores, and how many of them jobs may use at idle priority.
+
+    Of more cores than it has threads for the further ones stay idle, so that less runs beside it.
+    """
 
     cores: int
     shared: int = 0
@@ -115,6 +118,7 @@ class Sizing:
         self._settle_s = settle_s
         self._hold_s = hold_s
         self._cost_s: float | None = None  # CPU seconds a request
+        self._costs = 0  # samples of it
         self._known: dict[Setting, _Known] = {}
         self._chosen = self._setting = Setting(0)
         self._enough_s = 0.0  # when less than the present setting was not enough
@@ -133,6 +137,8 @@ class Sizing:
             last_resort: taken where none holds, or nothing is known yet.
         """
         cores = len(view.service.cores) or last_resort.cores
+        if cores == core_a_thread(view) < self._chosen.cores:
+            cores = self._chosen.cores  # the further ones are idle
         now = Setting(cores, min(cores, self._chosen.shared) if view.can_share else 0)
         self._look(view, now)
         wanted = last_resort
@@ -223,8 +229,18 @@ class Sizing:
             return
         qps = fmean(told)
         if qps > 0 and math.sqrt(fmean([(each - qps) ** 2 for each in told])) < _STEADY * qps:
-            cost_s = mean / qps
-            self._cost_s = cost_s if self._cost_s is None else self._cost_s + _SMOOTH * (cost_s - self._cost_s)
+            self._take_cost(mean / qps, known_before=view.profile is not None)
+
+    def _take_cost(self, cost_s: float, *, known_before: bool) -> None:
+        """A new sample; what was believed of loads before the cost was known was a share of a core, and stays one."""
+        self._costs += 1
+        before_s = self._cost_s
+        weight = _SMOOTH if known_before else max(_SMOOTH, 1.0 / self._costs)
+        self._cost_s = cost_s if before_s is None else before_s + weight * (cost_s - before_s)
+        if before_s is not None and not known_before:
+            for known in self._known.values():
+                known.load_qps.low *= before_s / self._cost_s
+                known.load_qps.high *= before_s / self._cost_s
 
     def _load(self, view: View) -> float:
         used, told = view.service.cpu_cores, view.service.qps

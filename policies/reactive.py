@@ -15,8 +15,8 @@ from colocate.policy import Packer, Plan, Policy, Setting, Sizing, View, core_a_
 class Reactive(Policy):
     """Sizes memcached from its load, its run-queue delay and its latency; packs the jobs on the rest.
 
-    Where the SLO breaks although memcached has a core for each thread, it gets further ones, so that less runs beside
-    it; under a load with which it broke even so, it does not.
+    Where the SLO breaks although memcached has a core for each thread, further cores are left idle, so that less runs
+    beside it; under a load with which it broke even so, they are not.
 
     Options:
         caution: share of the SLO's latency that a setting may come to where a safer one is to be had.
@@ -40,10 +40,11 @@ class Reactive(Policy):
     def decide(self, view: View) -> Plan:
         """The fewest cores that hold; the rest to the jobs."""
         ladder = (Setting(cores) for cores in range(max(1, view.service.min_cores), view.total_cores + 1))
-        setting = self._sizing.choose(view, ladder, last_resort=Setting(core_a_thread(view)))
+        most = core_a_thread(view)
+        setting = self._sizing.choose(view, ladder, last_resort=Setting(most))
         packing = self._packer.pack(view, setting.cores)
         return Plan(
-            setting.cores,
+            min(most, setting.cores),
             packing.jobs,
             reason=self._sizing.reason(),
             threads=self._packer.threads(view),

@@ -18,7 +18,7 @@ class Share(Policy):
     """Memcached keeps the cores that its peak needs, one a thread; the jobs fill all that is idle.
 
     The ladder from what is best for the jobs to what is safest: all of memcached's cores shared, one less and so on,
-    whole cores, further cores. Where fewer are shared, fewer jobs share them: the lightest whose threads fit on those.
+    whole cores, further cores left idle. Where fewer are shared, fewer jobs share them: the lightest whose threads fit.
     The first with which the SLO can be expected to hold is taken. Where the host cannot share, it goes by whole cores
     as `reactive` does.
 
@@ -54,7 +54,7 @@ class Share(Policy):
             heavy = too_heavy(view, packing, setting.shared)
             packing = packer.pack(view, setting.cores, setting.cores, avoid=heavy)
         return Plan(
-            setting.cores,
+            min(most, setting.cores),
             packing.jobs,
             packing.share,
             self._sizing.reason(),
