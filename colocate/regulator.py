@@ -191,7 +191,8 @@ class Regulator:
         service = view.service
         if service.latency_ms.fresh(self.limits.latency_max_age_s):
             self._latency_s = view.time_s
-        if plan.service >= self._held:
+        more = plan.share - self._accepted.share
+        if plan.service >= self._held and not more:
             return None
         expected = view.time_s - self._latency_s < self.limits.latency_lost_s
         stale = [
@@ -205,7 +206,8 @@ class Regulator:
         ]
         if not stale:
             return None
-        return replace(plan, service=self._held), f"no fresh {' and '.join(stale)}: memcached keeps its cores"
+        kept = replace(plan, service=max(plan.service, self._held), share=plan.share - more)
+        return kept, f"no fresh {' and '.join(stale)}: memcached keeps its cores"
 
     def _unhurried(self, plan: Plan, view: View) -> tuple[Plan, str] | None:
         """Memcached shrinks no more often than the limit, and not right after it grew."""

@@ -113,6 +113,15 @@ def test_stale_signals_allow_only_moves_in_memcacheds_favour(stale):
     assert (plan.service, changes) == (3, [])
 
 
+@pytest.mark.parametrize("stale", [service_sample(None), service_sample(age_s=5), service_sample(qps=None)])
+def test_on_stale_signals_nobody_more_shares_memcacheds_cores(stale):
+    subject = regulator(Plan(1, {"a": 1, "b": 0}, frozenset("b")), Plan(1, {"a": 1, "b": 0}, frozenset("ab")))
+    assert subject.plan(view(jobs=JOBS, can_share=True))[0].share == {"b"}
+    plan, changes = subject.plan(view(jobs=JOBS, can_share=True, sample=stale))
+    assert (plan.share, rules(changes)) == ({"b"}, ["fresh_enough"])
+    assert subject.plan(view(jobs=JOBS, can_share=True))[0].share == {"a", "b"}
+
+
 def test_a_latency_that_never_comes_back_is_not_waited_for_for_ever():
     subject = regulator(Plan(1, {"a": 3}), latency_max_age_s=5, latency_lost_s=20)
     two = frozenset({0, 1})
