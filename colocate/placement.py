@@ -8,6 +8,7 @@ share them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -126,8 +127,10 @@ def _deal(sharers: Mapping[str, int], own: CoreSet, held: Mapping[str, CoreSet])
     """
     hands: dict[str, CoreSet] = {}
     free = own
-    for job, want in sharers.items():
-        hands[job] = frozenset(sorted(held.get(job, frozenset()) & free)[:want])
+    holders = Counter(core for job in sharers for core in held.get(job, ()))
+    for job, want in sharers.items():  # its own before what was everybody's
+        mine = sorted(held.get(job, frozenset()) & free, key=lambda core: (holders[core], core))
+        hands[job] = frozenset(mine[:want])
         free -= hands[job]
     for job, want in sharers.items():
         more = frozenset(sorted(free)[: max(0, want - len(hands[job]))])

@@ -203,3 +203,8 @@ def test_a_sharer_on_a_crowded_core_stays_when_another_is_as_crowded():
 
 def test_on_one_core_everybody_shares_it():
     assert place(1, {}, Assignment(), Topology.flat(1), sharers={"a": 4}).jobs == {"a": {0}}
+
+
+def test_a_sharer_keeps_its_own_core_before_one_that_was_everybodys():
+    three = Assignment(frozenset({0, 1, 2}), {"a": frozenset({0, 1}), "b": frozenset({1, 2})})
+    assert place(3, {}, three, Topology.flat(4), sharers={"a": 1, "b": 1}) == three
