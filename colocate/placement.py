@@ -125,17 +125,21 @@ def _deal(sharers: Mapping[str, int], own: CoreSet, held: Mapping[str, CoreSet])
     Each keeps what it has and gets as many as it can use while there are some; one that would get none shares the least
     crowded. What is left over is everybody's, so that a thread can go where memcached rests.
     """
-    hands: dict[str, CoreSet] = {}
+    hands: dict[str, CoreSet] = {job: frozenset() for job in sharers}
     free = own
     holders = Counter(core for job in sharers for core in held.get(job, ()))
-    for job, want in sharers.items():  # its own before what was everybody's
-        mine = sorted(held.get(job, frozenset()) & free, key=lambda core: (holders[core], core))
-        hands[job] = frozenset(mine[:want])
-        free -= hands[job]
-    for job, want in sharers.items():
-        more = frozenset(sorted(free)[: max(0, want - len(hands[job]))])
+
+    def take(job: str, most: int, among: CoreSet) -> None:
+        nonlocal free
+        ranked = sorted(among & free, key=lambda core: (holders[core], core))  # its own before what was everybody's
+        more = frozenset(ranked[: max(0, most - len(hands[job]))])
         hands[job] |= more
         free -= more
+
+    for one_each in (True, False):  # nobody gets two while another has none
+        for offered in (held, dict.fromkeys(sharers, own)):
+            for job, want in sharers.items():
+                take(job, 1 if one_each else want, offered.get(job, frozenset()))
     for job, cores in hands.items():
         if not cores:
             crowd = {core: sum(core in others for others in hands.values()) for core in own}
