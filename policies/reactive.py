@@ -41,7 +41,7 @@ class Reactive(Policy):
         """The fewest cores that hold; the rest to the jobs."""
         ladder = (Setting(cores) for cores in range(max(1, view.service.min_cores), view.total_cores + 1))
         most = core_a_thread(view)
-        setting = self._sizing.choose(view, ladder, last_resort=Setting(most))
+        setting = self._sizing.choose(view, ladder, last_resort=Setting(max(1, min(most, view.total_cores - 1))))
         packing = self._packer.pack(view, setting.cores)
         return Plan(
             min(most, setting.cores),

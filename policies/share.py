@@ -47,7 +47,10 @@ class Share(Policy):
         shared = (Setting(most, count) for count in range(most, -1, -1))
         whole = (Setting(cores) for cores in range(most + 1 if view.can_share else least, view.total_cores + 1))
         ladder = chain(shared, whole) if view.can_share else whole
-        setting = self._sizing.choose(view, ladder, last_resort=Setting(most))
+        last = Setting(most)
+        if most == view.total_cores:  # an SLO that breaks anyway is no reason for a run without end
+            last = Setting(most, most) if view.can_share else Setting(max(1, most - 1))
+        setting = self._sizing.choose(view, ladder, last_resort=last)
         packer = self._packers[view.can_share]
         packing = packer.pack(view, setting.cores, setting.cores if setting.shared else 0)
         if packing.share and setting.shared < setting.cores:

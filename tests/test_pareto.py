@@ -20,7 +20,7 @@ def bound(lower_s: float, best_s: float) -> Bounds:
 
 
 def outcome(policy: str, seed: int, makespan_s: float, ratio: float, *, share: bool = False) -> Outcome:
-    return Outcome(policy, seed, makespan_s, makespan_s, True, ratio, 6.0, 0.5, share, False, "")
+    return Outcome(policy, seed, makespan_s, makespan_s, True, ratio, 0.0, 6.0, 0.5, share, False, "")
 
 
 def runs(policy: str, makespans_s: Sequence[float], ratios: Sequence[float], *, share: bool = False) -> list[Outcome]:
