@@ -12,13 +12,19 @@ import pytest
 
 from colocate.cores import parse_ranges
 from colocate.eventlog import violations
-from tests.live import catalogue, colocate, masks, one_mask, running
+from tests.live import catalogue, colocate, masks, one_mask
+from tests.live import running as running_with
 from tests.memcached_fixture import eventually, running_memcached
 
 KERNEL = "./run -a run -S {} -p {} -i test -n {{threads}}"
 SUITES = {"blackscholes": "parsec", "canneal": "parsec", "streamcluster": "parsec", "radix": "splash2x"}
 FOUR = {name: KERNEL.format(suite, name) for name, suite in SUITES.items()}
 ALL = set(os.sched_getaffinity(0))
+
+
+def running(tmp_path, server, *arguments):
+    """A run that gives whole cores: these tests are not about sharing, which `test_sharing_live.py` tries."""
+    return running_with(tmp_path, server, "--policy", "reactive", "--no-share", *arguments)
 
 
 @pytest.fixture
