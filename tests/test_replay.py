@@ -50,7 +50,7 @@ def test_another_policy_meets_the_recorded_load_and_jobs(recorded, tmp_path, cap
     assert told["policy"] == "static"
     assert told["complete"] is True
     assert told["makespan_s"] > 60  # 60 core-seconds of work on one core
-    assert told["core_moves"] < told["recorded"]["core_moves"]
+    assert told["core_moves"] <= told["recorded"]["core_moves"]
     assert told["recorded_on_model"]["makespan_s"] == pytest.approx(told["recorded"]["makespan_s"], rel=0.01)
     targets = [
         Path(path).read_text().split("intervals = ")[1].split("(")[1][:30] for path in (told["mcperf"], recorded[2])
