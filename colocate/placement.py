@@ -8,6 +8,7 @@ share them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -122,8 +123,9 @@ def _nearest(
 def _deal(sharers: Mapping[str, int], own: CoreSet, held: Mapping[str, CoreSet]) -> dict[str, CoreSet]:
     """Memcached's cores among the sharers: none has to stand in a queue behind another while a core is free of jobs.
 
-    Each keeps what it has and gets as many as it can use while there are some; one that would get none shares the least
-    crowded. What is left over is everybody's, so that a thread can go where memcached rests.
+    First each keeps or gets one, then as many as it can use while there are some; one for which there is none stays
+    where it is if that is fair, or shares the least crowded. What is left over is everybody's, so that a thread can go
+    where memcached rests.
     """
     hands: dict[str, CoreSet] = {job: frozenset() for job in sharers}
     free = own
@@ -140,9 +142,13 @@ def _deal(sharers: Mapping[str, int], own: CoreSet, held: Mapping[str, CoreSet])
         for offered in (held, dict.fromkeys(sharers, own)):
             for job, want in sharers.items():
                 take(job, 1 if one_each else want, offered.get(job, frozenset()))
-    for job, cores in hands.items():
-        if not cores:
-            crowd = {core: sum(core in others for others in hands.values()) for core in own}
-            has = held.get(job, frozenset())
-            hands[job] = frozenset({min(own, key=lambda core: (crowd[core], core not in has, core))})
+    crowd = Counter(core for cores in hands.values() for core in cores)
+    fair = math.ceil(len(sharers) / len(own))
+    for stays in (True, False):
+        for job in [job for job, cores in hands.items() if not cores]:
+            pool = [core for core in own if not stays or (core in held.get(job, ()) and crowd[core] < fair)]
+            if pool:
+                core = min(pool, key=lambda core: (crowd[core], core))
+                hands[job] = frozenset({core})
+                crowd[core] += 1
     return {job: cores | free for job, cores in hands.items()}

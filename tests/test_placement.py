@@ -201,6 +201,16 @@ def test_a_sharer_on_a_crowded_core_stays_when_another_is_as_crowded():
     assert placed.jobs == jobs
 
 
+def test_on_crowded_cores_everybody_stays_who_is_not_one_too_many():
+    jobs = {**dict.fromkeys("abf", frozenset({0})), **dict.fromkeys("ed", frozenset({1}))}
+    wanted = dict.fromkeys("abefd", 1)
+    crowded = Assignment(frozenset({0, 1}), jobs)
+    assert place(2, {}, crowded, Topology.flat(2), sharers=wanted) == crowded
+    lopsided = Assignment(frozenset({0, 1}), dict.fromkeys("abc", frozenset({0})))
+    balanced = place(2, {}, lopsided, Topology.flat(2), sharers=dict.fromkeys("abc", 1))
+    assert balanced.jobs == {"a": {0}, "b": {1}, "c": {0}}
+
+
 def test_on_one_core_everybody_shares_it():
     assert place(1, {}, Assignment(), Topology.flat(1), sharers={"a": 4}).jobs == {"a": {0}}
 
@@ -208,3 +218,9 @@ def test_on_one_core_everybody_shares_it():
 def test_a_sharer_keeps_its_own_core_before_one_that_was_everybodys():
     three = Assignment(frozenset({0, 1, 2}), {"a": frozenset({0, 1}), "b": frozenset({1, 2})})
     assert place(3, {}, three, Topology.flat(4), sharers={"a": 1, "b": 1}) == three
+
+
+def test_a_sharer_has_no_second_core_while_another_has_none():
+    two = Assignment(frozenset({0, 1}), {"a": frozenset({0, 1})})
+    placed = place(2, {}, two, Topology.flat(2), sharers={"c": 1, "a": 2})
+    assert placed.jobs == {"a": {0}, "c": {1}}
