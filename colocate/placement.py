@@ -53,21 +53,28 @@ def place(
     asked = service + sum(jobs.values())
     if service < 1 or asked > len(topology.cores):
         raise ValueError(f"{service} + {dict(jobs)} cores do not fit into {len(topology.cores)}")
-    sharers = sharers or {}
-    kept = {job: current.jobs.get(job, frozenset()) for job, count in jobs.items() if count}
-    everybody = current.service.union(*kept.values())
+    has = {job: current.jobs.get(job, frozenset()) - current.service for job, count in jobs.items() if count}
     if (
-        not sharers
-        and len(current.service) == service
-        and [*map(len, kept.values())] == [count for count in jobs.values() if count]
-        and len(everybody) == asked  # disjoint
+        len(current.service) == service
+        and [*map(len, has.values())] == [count for count in jobs.values() if count]
+        and len(everybody := current.service.union(*has.values())) == asked  # disjoint
         and everybody <= topology.cores
     ):
-        return Assignment(current.service, kept)  # the usual case, and what the search below would find
+        own, placed = current.service, has  # the usual case, and what the search would find
+    else:
+        own, placed = _search(service, jobs, current, topology, spread=spread)
+    for job, cores in _deal(sharers, own, current.jobs).items() if sharers else ():
+        placed[job] = placed.get(job, frozenset()) | cores
+    return Assignment(own, {job: cores for job, cores in placed.items() if cores})
+
+
+def _search(
+    service: int, jobs: Mapping[str, int], current: Assignment, topology: Topology, *, spread: bool
+) -> tuple[CoreSet, dict[str, CoreSet]]:
+    """Memcached's cores, and each job's own."""
     held = {job: current.jobs.get(job, frozenset()) & topology.cores for job in jobs}
     taken = frozenset().union(*(cores for job, cores in held.items() if jobs[job]))
     own = _place_service(service, current.service & topology.cores, taken, topology, spread=spread)
-
     free = topology.cores - own
     placed: dict[str, CoreSet] = {}
     for job, count in jobs.items():  # first everybody keeps what they may
@@ -77,9 +84,7 @@ def place(
         more = _nearest(count - len(placed[job]), free, placed[job], own, topology, spread=spread)
         placed[job] |= more
         free -= more
-    for job, cores in _deal(sharers, own, current.jobs).items():
-        placed[job] = placed.get(job, frozenset()) | cores
-    return Assignment(own, {job: cores for job, cores in placed.items() if cores})
+    return own, placed
 
 
 def _place_service(count: int, has: CoreSet, taken: CoreSet, topology: Topology, *, spread: bool) -> CoreSet:
