@@ -20,13 +20,14 @@ from colocate.forecast import Forecast, LoadForecast
 from colocate.jobs import ACTIVE, ENDED, JobSpec, JobState
 from colocate.pacing import Tokens, Tuner
 from colocate.packing import Packer, Packing, in_order, share_out, speedup
-from colocate.sizing import Setting, Sizing, core_a_thread
+from colocate.sizing import Setting, Sizing, core_a_thread, last_resort
 from colocate.view import CoreUse, JobView, LoadPoint, Profile, ServiceView, Signal, Slo, View, Window
 
 __all__ = [
     "ACTIVE", "ENDED", "CoreUse", "Forecast", "JobSpec", "JobState", "JobView", "LoadForecast", "LoadPoint", "Packer",
     "Packing", "Plan", "Policy", "Profile", "ServiceView", "Setting", "Signal", "Sizing", "Slo", "Tokens", "Tuner",
-    "View", "Window", "core_a_thread", "in_order", "load_policy", "policy_names", "share_out", "speedup",
+    "View", "Window", "core_a_thread", "in_order", "last_resort", "load_policy", "policy_names", "share_out",
+    "speedup",
 ]  # fmt: skip
 
 GROUP = "colocate.policies"

@@ -297,7 +297,7 @@ class Sizing:
     def _wait_belief(self, view: View, setting: Setting) -> _Bracket:
         if view.profile is None:
             return _Bracket(1.0, math.inf)
-        calm_us = min(point.wait_us for point in view.profile.curves[min(setting.cores, max(view.profile.curves))])
+        calm_us = min(point.wait_us for point in view.profile.curve(setting.cores))
         edge_us = view.profile.edge(setting.cores, self._limit_ms(view, setting)).wait_us
         return _Bracket(max(edge_us / _WAIT_BELIEF, _TELLS * calm_us), max(edge_us, _TELLS * calm_us) * _WAIT_BELIEF)
 
@@ -319,6 +319,18 @@ def core_a_thread(view: View) -> int:
     """As many cores as memcached can use; all but one while its threads are not known. Never under its floor."""
     wanted = view.service.threads or view.total_cores - 1
     return min(view.total_cores, max(1, wanted, view.service.min_cores))
+
+
+def last_resort(view: View, *, share: bool) -> Setting:
+    """What to take where nothing is known to hold: a core a thread.
+
+    Where that is every core it leaves the jobs something all the same, by sharing or by one core less: an SLO that
+    breaks anyway is no reason for a run without end.
+    """
+    most = core_a_thread(view)
+    if share and most == view.total_cores:
+        return Setting(most, most)
+    return Setting(max(1, min(most, view.total_cores - 1)))
 
 
 def _useful(view: View, cores: int) -> int:

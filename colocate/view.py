@@ -156,9 +156,13 @@ class Profile:
     beside_sibling: float = 0.0
     shared_idle: float = 0.0
 
+    def curve(self, cores: int) -> tuple[LoadPoint, ...]:
+        """Of so many cores; where they were not measured, of the nearest count that was."""
+        return self.curves[min(max(cores, min(self.curves)), max(self.curves))]
+
     def edge(self, cores: int, limit_ms: float) -> LoadPoint:
         """The highest load at which the latency is within a limit, between the points; the lowest if none is."""
-        curve = self.curves[min(max(cores, min(self.curves)), max(self.curves))]
+        curve = self.curve(cores)
         for below, above in pairwise(curve):
             if above.latency_ms > limit_ms:
                 if below.latency_ms >= limit_ms:

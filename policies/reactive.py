@@ -9,7 +9,7 @@ lose least where memcached takes one thread of each physical core, as their sibl
 the widths of jobs are worth as much as the cores.
 """
 
-from colocate.policy import Packer, Plan, Policy, Setting, Sizing, View, core_a_thread
+from colocate.policy import Packer, Plan, Policy, Setting, Sizing, View, core_a_thread, last_resort
 
 
 class Reactive(Policy):
@@ -40,11 +40,10 @@ class Reactive(Policy):
     def decide(self, view: View) -> Plan:
         """The fewest cores that hold; the rest to the jobs."""
         ladder = (Setting(cores) for cores in range(max(1, view.service.min_cores), view.total_cores + 1))
-        most = core_a_thread(view)
-        setting = self._sizing.choose(view, ladder, last_resort=Setting(max(1, min(most, view.total_cores - 1))))
+        setting = self._sizing.choose(view, ladder, last_resort(view, share=False))
         packing = self._packer.pack(view, setting.cores)
         return Plan(
-            min(most, setting.cores),
+            min(core_a_thread(view), setting.cores),
             packing.jobs,
             reason=self._sizing.reason(),
             threads=self._packer.threads(view),

@@ -9,7 +9,18 @@ run-queue delay shows that even this hurts, the heaviest first. Source: our meas
 
 from itertools import chain
 
-from colocate.policy import JobView, Packer, Packing, Plan, Policy, Setting, Sizing, View, core_a_thread
+from colocate.policy import (
+    JobView,
+    Packer,
+    Packing,
+    Plan,
+    Policy,
+    Setting,
+    Sizing,
+    View,
+    core_a_thread,
+    last_resort,
+)
 
 _PRESSURE = ("llc", "membw", "l2")  # who suffers from these uses them
 
@@ -47,10 +58,7 @@ class Share(Policy):
         shared = (Setting(most, count) for count in range(most, -1, -1))
         whole = (Setting(cores) for cores in range(most + 1 if view.can_share else least, view.total_cores + 1))
         ladder = chain(shared, whole) if view.can_share else whole
-        last = Setting(most)
-        if most == view.total_cores:  # an SLO that breaks anyway is no reason for a run without end
-            last = Setting(most, most) if view.can_share else Setting(max(1, most - 1))
-        setting = self._sizing.choose(view, ladder, last_resort=last)
+        setting = self._sizing.choose(view, ladder, last_resort(view, share=view.can_share))
         packer = self._packers[view.can_share]
         packing = packer.pack(view, setting.cores, setting.cores if setting.shared else 0)
         if packing.share and setting.shared < setting.cores:
