@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from colocate.errors import UserError
@@ -41,3 +41,17 @@ def attempt(component: str, name: str, action: Callable[[], str]) -> Check:
     except (OSError, PinError) as error:
         detail, cure = str(error), "see the message"
     return Check(component, name, ok, 1e3 * (time.perf_counter() - start_s), detail, cure)
+
+
+def attempts(
+    component: str, steps: Iterable[tuple[str, Callable[[], str]]], last: tuple[str, Callable[[], str]]
+) -> Iterator[Check]:
+    """Try one step after the other until one fails; the last one is tried in any case."""
+    try:
+        for name, action in steps:
+            check = attempt(component, name, action)
+            yield check
+            if not check.ok:
+                break
+    finally:
+        yield attempt(component, *last)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colocate.errors import UserError
-from colocate.host.engine import CALL_TIMEOUT_S, client_from_env, connect
+from colocate.host.engine import absence
 from colocate.session import RuntimeName
 
 IP = "127.0.0.1"
@@ -54,11 +54,8 @@ def scaled_load(capacity_qps: float) -> Load:
 
 def choose_runtime() -> tuple[RuntimeName, str]:
     """Docker where its engine answers, else plain processes; and why not Docker."""
-    try:
-        connect(client_from_env, CALL_TIMEOUT_S).close()
-    except UserError as error:
-        return "process", error.what
-    return "docker", ""
+    why = absence()
+    return "process" if why else "docker", why
 
 
 @contextmanager

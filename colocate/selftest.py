@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from colocate.check import Check, FailedError, attempt
+from colocate.check import Check, FailedError, attempt, attempts
 from colocate.cores import CoreSet
 from colocate.eventlog import SchedulerLogger, violations
 from colocate.host import procfs
@@ -225,14 +225,7 @@ def _docker() -> Iterator[Check]:
             lambda: follow(JobEventKind.RESUMED, done=runtime.resume(job.name)), lambda: paused(wanted=False))),
         ("stop", lambda: after(JobEventKind.EXITED, lambda: runtime.stop(job.name))),
     ]  # fmt: skip
-    try:
-        for name, action in steps:
-            check = attempt("docker", name, action)
-            yield check
-            if not check.ok:
-                break
-    finally:
-        yield attempt("docker", "remove", lambda: _removed(runtime.close("stop", 10.0)))
+    yield from attempts("docker", steps, ("remove", lambda: _removed(runtime.close("stop", 10.0))))
 
 
 def _removed(problems: list[str]) -> str:

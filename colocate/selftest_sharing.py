@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from colocate.check import Check, FailedError, attempt
-from colocate.errors import UserError
-from colocate.host.engine import CALL_TIMEOUT_S, client_from_env, connect
+from colocate.check import Check, FailedError, attempts
+from colocate.host.engine import absence
 from colocate.host.find import find, local_address
 from colocate.host.sharing import CannotShareError, Sharing, choose_here
 from colocate.host.sharing_probe import Probe
@@ -33,7 +32,7 @@ class _Trial:
         ip, port = local_address(self.address[0]), self.address[1]
         self.address = (ip, port)
         self.pid = find(ip, port, pid=self.pid).pid
-        runtime = _runtime()
+        runtime = "process" if absence() else "docker"
         try:
             self.sharing = Sharing(choose_here(self.pid, driver(runtime), _RUN))
         except CannotShareError as error:
@@ -85,20 +84,4 @@ def sharing_checks(ip: str, port: int, pid: int | None) -> Iterator[Check]:
         ("sleeper", trial.sleeper),
         ("memcached", trial.memcached),
     )
-    try:
-        for name, action in steps:
-            check = attempt("sharing", name, action)
-            yield check
-            if not check.ok:
-                break
-    finally:
-        yield attempt("sharing", "undone", trial.undone)
-
-
-def _runtime() -> str:
-    """The runtime that a run would use; where there is no engine, `--runtime process` is what is left."""
-    try:
-        connect(client_from_env, CALL_TIMEOUT_S).close()
-    except UserError:
-        return "process"
-    return "docker"
+    yield from attempts("sharing", steps, ("undone", trial.undone))

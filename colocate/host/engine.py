@@ -67,6 +67,15 @@ def cgroup_driver(factory: ClientFactory = client_from_env) -> str:
         client.close()
 
 
+def absence() -> str:
+    """Why the engine that the environment names cannot be used; empty where it answers."""
+    try:
+        connect(client_from_env, CALL_TIMEOUT_S).close()
+    except UserError as error:
+        return error.what
+    return ""
+
+
 def prepare_images(client: docker.DockerClient, jobs: Sequence[JobSpec], progress: Progress) -> None:
     """Make every image ready: ours is built, the others are pulled where they are missing.
 
