@@ -227,10 +227,10 @@ def table(runs: Sequence[Run], policies: Sequence[str]) -> list[str]:
     for policy, mine in sorted(by_policy.items(), key=lambda item: -work(item[1])):
         cells = [
             policy,
-            spread(estimate([run.batch_cores for run in mine]), 3),
-            spread(ratio(mine, by_policy[best]), 2) if best else "",
-            spread(estimate([100 * run.late_ratio for run in mine]), 1),
-            spread(estimate([100 * run.probed_late_ratio for run in mine]), 1),
+            estimate([run.batch_cores for run in mine]).told(3),
+            ratio(mine, by_policy[best]).told(2) if best else "",
+            estimate([run.late_ratio for run in mine]).told(1, 100),
+            estimate([run.probed_late_ratio for run in mine]).told(1, 100),
             f"{statistics.median(run.p95_ms[0] for run in mine):.2f}, {max(run.p95_ms[1] for run in mine):.2f}",
             str(sum(run.judged for run in mine)),
             f"{statistics.median(run.lag_ms[0] for run in mine):.3f}, {max(run.lag_ms[1] for run in mine):.3f}",
@@ -253,11 +253,11 @@ def verdicts(by_policy: Mapping[str, Sequence[Run]], best: str | None) -> list[s
         told = all(run.judged for run in (*mine, *other))  # else a ratio of 0 says nothing
         enough = told and ratio(mine, other).low >= WANTED and all(here[name] <= there[name] for name in _RATIOS)
         lines.append(
-            f"\n{policy}: {spread(ratio(mine, other), 2)} times the batch work of {best} (wanted: {WANTED}, the "
+            f"\n{policy}: {ratio(mine, other).told(2)} times the batch work of {best} (wanted: {WANTED}, the "
             f"whole interval), late {100 * here['late_ratio']:.1f} against {100 * there['late_ratio']:.1f} % by the "
             f"generator, {100 * here['probed_late_ratio']:.1f} against {100 * there['probed_late_ratio']:.1f} % by the "
             f"probe: {'reached' if enough else 'not reached'}\n"
-            f"as if the load came from elsewhere: {spread(ratio(mine, other, whole=True), 2)} times"
+            f"as if the load came from elsewhere: {ratio(mine, other, whole=True).told(2)} times"
         )
     return lines
 
@@ -279,11 +279,6 @@ def ratio(ours: Sequence[Run], theirs: Sequence[Run], *, whole: bool = False) ->
     if whole:
         return estimate([(a.batch_cores + a.generator_cores) / (b.batch_cores + b.generator_cores) for a, b in pairs])
     return estimate([a.batch_cores / b.batch_cores for a, b in pairs])
-
-
-def spread(value: Estimate, digits: int) -> str:
-    """A mean and half of its interval."""
-    return f"{value.mean:.{digits}f} ± {value.high - value.mean:.{digits}f}"
 
 
 def main() -> None:

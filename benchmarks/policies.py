@@ -26,10 +26,10 @@ from pathlib import Path
 
 from colocate.compare import Contender, compare, parse_contenders
 from colocate.report.comparison import Comparison, Outcome, Row
-from colocate.report.confidence import Estimate
+from colocate.sim.calibration import load_calibration
 from colocate.simulation import SimSettings
 
-OFFICIAL_S = {"cca-2024": 10.0, "cca-2025": 10.0, "cca-2026": 15.0}
+SCENARIOS = ("cca-2024", "cca-2025", "cca-2026")
 LONGEST_S = 2400.0
 SHORT_S = (5.0, 2.0, 1.0, 0.5)
 WINNER, EXCLUSIVE = "share", "reactive"
@@ -61,13 +61,11 @@ class Table:
             "|---|---|---|---|---|---|---|",
         ]
         for row in sorted(self.found.rows(), key=lambda row: row.makespan_s.mean):
-            fast = fast_runs(self.found.outcomes[row.policy])
-            fast_s = statistics.fmean(run.makespan_s for run in fast)
-            late = statistics.fmean(run.slo_violation_ratio for run in fast)
+            fast_s, late = means(fast_runs(self.found.outcomes[row.policy]))
             over = "" if math.isnan(row.over_oracle) else f"{row.over_oracle:.3f}{'*' if row.share else ''}"
             cut = f" ({row.incomplete_runs} cut off)" if row.incomplete_runs else ""
             lines.append(
-                f"| {row.policy} | {_spread(row.makespan_s, 1, 0)}{cut} | {_spread(row.slo_violation_ratio, 100, 2)} "
+                f"| {row.policy} | {row.makespan_s.told(0)}{cut} | {row.slo_violation_ratio.told(2, 100)} "
                 f"| {100 * avoidable(row):.2f} | {over} | {fast_s:.0f}, {100 * late:.2f} "
                 f"| {row.core_moves_per_min:.1f} |"
             )
@@ -75,10 +73,6 @@ class Table:
             best_s, lower_s = bound["best_s"], bound["lower_bound_s"]
             lines.append(f"| oracle, {kind} | {best_s:.0f} (none below {lower_s:.0f}) | | | | | |")
         return "\n".join(lines)
-
-
-def _spread(value: Estimate, times: float, digits: int) -> str:
-    return f"{times * value.mean:.{digits}f} ± {times * (value.high - value.mean):.{digits}f}"
 
 
 def avoidable(row: Row) -> float:
@@ -89,6 +83,11 @@ def avoidable(row: Row) -> float:
 def fast_runs(runs: Sequence[Outcome]) -> list[Outcome]:
     """Those on machines that are fast enough for their load throughout."""
     return [run for run in runs if run.unavoidable_ratio == 0] or list(runs)
+
+
+def means(runs: Sequence[Outcome]) -> tuple[float, float]:
+    """Of makespan and violations."""
+    return statistics.fmean(run.makespan_s for run in runs), statistics.fmean(run.slo_violation_ratio for run in runs)
 
 
 def answers(tables: Sequence[Table]) -> list[str]:
@@ -119,17 +118,13 @@ def _against(table: Table, policy: str, most_over: float, least_gain: float) -> 
         best = min(holding, key=lambda peer: peer.makespan_s.mean)
         gain = 1 - row.makespan_s.mean / best.makespan_s.mean
         told.append(f"{gain:.0%} below {best.policy} ({best.makespan_s.mean:.0f} s; {_met(gain >= least_gain)})")
-    held = {
-        peer.policy: statistics.fmean(run.makespan_s for run in fast[peer.policy])
-        for peer in peers
-        if statistics.fmean(run.slo_violation_ratio for run in fast[peer.policy]) <= HELD and not peer.incomplete_runs
-    }
-    if held:
+    on_fast = {peer.policy: means(fast[peer.policy]) for peer in peers if not peer.incomplete_runs}
+    if held := {name: makespan_s for name, (makespan_s, late) in on_fast.items() if late <= HELD}:
         name = min(held, key=lambda name: held[name])
-        ours = statistics.fmean(run.makespan_s for run in fast[policy])
+        gain = 1 - means(fast[policy])[0] / held[name]
         told.append(
-            f"on the {len(fast[policy])} machines that are fast enough {1 - ours / held[name]:.0%} below {name} "
-            f"({held[name]:.0f} s; {_met(1 - ours / held[name] >= least_gain)})"
+            f"on the {len(fast[policy])} machines that are fast enough {gain:.0%} below {name} "
+            f"({held[name]:.0f} s; {_met(gain >= least_gain)})"
         )
     return "; ".join(told)
 
@@ -146,7 +141,7 @@ def main() -> None:
     """Run, print, answer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="1 to N (20)")
-    parser.add_argument("--scenarios", default=",".join(OFFICIAL_S), help="machines (all three)")
+    parser.add_argument("--scenarios", default=",".join(SCENARIOS), help="machines (all three)")
     parser.add_argument("--short", default=",".join(map(str, SHORT_S)), help="load intervals beside the official one")
     parser.add_argument("--published", action="store_true", help="also the published systems; they take longest")
     parser.add_argument("--markdown", type=Path, help="write the tables there")
@@ -157,8 +152,9 @@ def main() -> None:
     everybody = parse_contenders(",".join((WINNER, EXCLUSIVE, *OTHERS, *PEERS, *(PUBLISHED if args.published else ()))))
     brief = parse_contenders(",".join(BRIEF))
     for scenario in args.scenarios.split(","):
-        for interval_s in (OFFICIAL_S[scenario], *lengths):
-            official = interval_s == OFFICIAL_S[scenario]
+        official_s = load_calibration(scenario).scenario.qps_interval_s
+        for interval_s in (official_s, *lengths):
+            official = interval_s == official_s
             begin_s = time.monotonic()
             found = _run(scenario, interval_s, everybody if official else brief, seeds, ask_oracle=official)
             tables.append(Table(found, official))

@@ -29,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+from bench import last_core
 
 from colocate.demo import IP, Load, background_load, private_memcached
 from colocate.policy import load_policy
@@ -112,11 +113,6 @@ def middle(runs: list[dict[str, float]]) -> dict[str, object]:
         "makespan_low_s": min(makespans_s),
         "makespan_high_s": max(makespans_s),
     }
-
-
-def last_core() -> int:
-    """The highest core's id."""
-    return max(os.sched_getaffinity(0))
 
 
 def calibrate(path: Path, runtime: RuntimeName) -> None:

@@ -164,13 +164,11 @@ def _table(*names: str) -> Table:
 
 
 def _seconds(value: Estimate, sign: str = "") -> str:
-    spread = "" if math.isnan(value.high) else f" ± {value.high - value.mean:.1f}"
-    return f"{value.mean:{sign}.1f}{spread} s"
+    return f"{value.told(1, sign=sign)} s"
 
 
 def _percent(value: Estimate, sign: str = "") -> str:
-    spread = "" if math.isnan(value.high) else f" ± {100 * (value.high - value.mean):.2f}"
-    return f"{100 * value.mean:{sign}.2f}{spread} %"
+    return f"{value.told(2, 100, sign)} %"
 
 
 def _mark(value: Estimate) -> str:

@@ -23,6 +23,11 @@ class Estimate:
         """Whether zero is outside the interval."""
         return self.low > 0 or self.high < 0
 
+    def told(self, digits: int, times: float = 1.0, sign: str = "") -> str:
+        """The mean and half of its interval, where there is one, as people read it."""
+        spread = "" if math.isnan(self.high) else f" ± {times * (self.high - self.mean):.{digits}f}"
+        return f"{times * self.mean:{sign}.{digits}f}{spread}"
+
     def document(self) -> dict[str, object]:
         """As `--json` prints it."""
         return {"mean": self.mean, "ci95": [self.low, self.high]}
