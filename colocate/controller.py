@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from colocate.cores import CoreSet, format_list
 from colocate.jobs import ACTIVE, ENDED, JobEventKind, JobSpec, JobState
 from colocate.lifecycle import JobLife
+from colocate.meter import Meter
 from colocate.move import SERVICE, Entry, Move, MoveKind
 from colocate.placement import Assignment, place
 from colocate.policy import Choice, Plan, Policy
@@ -22,6 +23,10 @@ from colocate.topology import Topology
 from colocate.view import History, Observation, Profile, ServiceView, Slo, View
 
 _QUIET_S = 10.0  # the same remark is not logged more often
+_DONE = {
+    JobEventKind.STARTED: MoveKind.START, JobEventKind.RESIZED: MoveKind.RESIZE,
+    JobEventKind.PAUSED: MoveKind.PAUSE, JobEventKind.RESUMED: MoveKind.RESUME,
+}  # fmt: skip
 _SERIES = ("cpu_cores", "wait_us", "wait_cores", "qps", "latency_ms")
 
 
@@ -59,6 +64,7 @@ class Controller:
 
     Attributes:
         policies: the labels of the policies that were chosen so far; the last one acts.
+        meter: the tallies of what was done.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Controller:
         self.shadow = Shadow(shadow, limits or Limits(), deadline) if shadow else None
         self.service_cores: CoreSet = frozenset()
         self.counts: Counter[str] = Counter()
+        self.meter = Meter()
         self.decision: Decision | None = None
         self._history = History()
         self._seen: Observation | None = None
@@ -119,6 +126,8 @@ class Controller:
         now_s, service = observation.time_s, observation.service
         for event in observation.events:
             if event.job in self.jobs:
+                if kind := _DONE.get(event.kind):
+                    self.meter.took(kind, event.time_s - self.jobs[event.job].wish_s)
                 self.jobs[event.job].happened(event)
                 if event.kind is JobEventKind.CHANGED:
                     self.note(event.job, "foreign_changes", event.detail)
@@ -174,10 +183,14 @@ class Controller:
         if dropped:
             self.entries.append(Entry("custom", "scheduler", comment=dropped))
 
-    def settle(self, move: Move, *, done: bool, now_s: float, error: str = "") -> None:
-        """Take in what became of a move: done at once, on its way (an event will tell), or failed with `error`."""
+    def settle(self, move: Move, *, done: bool, now_s: float, error: str = "", took_s: float | None = None) -> None:
+        """Take in what became of a move: done at once (in `took_s`), on its way (an event will tell), or failed."""
         job = self.jobs.get(move.target)
+        self.meter.moved(move.kind, move.reason)
+        if done and took_s is not None:
+            self.meter.took(move.kind, took_s)
         if error:
+            self.meter.errors[move.kind] += 1
             self.note(move.target, "failed_moves", f"{move.kind} failed: {error}")
             if job:
                 job.failed(move.kind, error, now_s)

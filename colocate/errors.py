@@ -1,5 +1,10 @@
 """The one family of errors that a user can cause and cure."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Bad input or a missing permission: printed as one line, exit code 2, and nothing has been touched.
@@ -13,3 +18,18 @@ class UserError(Exception):
         super().__init__(what if not cure else f"{what}; {cure}")
         self.what = what
         self.cure = cure
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """For imports of what only an extra of the package brings.
+
+    Raises:
+        UserError: a module is not installed; names it and the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"", "colocate"}:
+            raise
+        raise UserError(f"the Python package {error.name!r} is missing", f"pip install 'colocate[{extra}]'") from error

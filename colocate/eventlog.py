@@ -194,6 +194,10 @@ class SchedulerLogger:
         """How many lines are not on disk because they could not be written; 0 once a later attempt succeeds."""
         return self._pending.count(b"\n")
 
+    def now(self) -> datetime:
+        """The time that a line written now would bear."""
+        return max(self._last, self._begin + timedelta(seconds=self._now_s() - self._begin_s))
+
     def job_start(self, job: object, initial_cores: Iterable[int], initial_threads: int) -> None:
         """Memcached or a batch job has started on these cores with so many threads."""
         if initial_threads < 1:
@@ -232,7 +236,7 @@ class SchedulerLogger:
     def _write(
         self, kind: str, job: object, cores: CoreSet = frozenset(), threads: int | None = None, comment: str = ""
     ) -> None:
-        now = max(self._last, self._begin + timedelta(seconds=self._now_s() - self._begin_s))
+        now = self.now()
         event = Event(now, kind, _name(job), cores, threads, comment)
         if fault := self._cycle.fault(event):
             if fault == "cores-unchanged":

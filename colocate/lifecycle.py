@@ -31,6 +31,7 @@ class JobLife:
         cores: its cpuset as it really is (kept while it is paused); empty before its start.
         wish_cores: the cpuset last asked for.
         wish_paused: whether it was last asked to pause.
+        wish_s: when something was last asked of it.
         failures: how often it has failed.
     """
 
@@ -48,7 +49,7 @@ class JobLife:
         self._retries = retries
         self._say = say
         self._logged = False
-        self._wish_s = float("-inf")
+        self.wish_s = float("-inf")
         self._not_before_s = float("-inf")
         self._run_s = 0.0
         self._since_s: float | None = None
@@ -98,11 +99,11 @@ class JobLife:
         if not paused and self.state is not JobState.RUNNING:
             return ""
         if self.wish_cores != self.cores or self.wish_paused != paused:
-            if now_s - self._wish_s > PATIENCE_S:
+            if now_s - self.wish_s > PATIENCE_S:
                 self.wish_cores, self.wish_paused = self.cores, paused
                 return "a move was not confirmed in time, made again"
             return ""
-        if sample is None or now_s - self._wish_s < BACK_OFF_S / 2:  # the look may be older than the move
+        if sample is None or now_s - self.wish_s < BACK_OFF_S / 2:  # the look may be older than the move
             return ""
         found = ""
         if sample.cores and sample.cores != self.cores:
@@ -115,7 +116,7 @@ class JobLife:
 
     def wished(self, move: Move, now_s: float) -> None:
         """A move for it has been handed to the host."""
-        self._wish_s = now_s
+        self.wish_s = now_s
         match move.kind:
             case MoveKind.CREATE:
                 self.asked_for, self.created = True, False

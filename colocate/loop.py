@@ -67,6 +67,8 @@ def run(
     try:
         host.observe()  # so that the first decision sees what happened since
         begin_s = due_s = record_s = host.now()
+        if metrics is not None:
+            metrics.write({"t": 0.0, "begin": log.now().isoformat(timespec="microseconds")})
         host.wait(due_s := due_s + period_s)
         while True:
             start_s = host.now()
@@ -74,6 +76,7 @@ def run(
             moves = controller.step(host.observe())
             perform(host, controller, log, moves)
             tick = Tick(host.now() - start_s, max(0.0, start_s - due_s))
+            controller.meter.tick(tick.work_s, tick.late_s)
             controller.consult(host.now)
             if metrics is not None and (moves or start_s >= record_s):
                 record_s = start_s + _RECORD_S
@@ -125,6 +128,7 @@ def perform(host: Host, controller: Controller, log: SchedulerLogger, moves: Ite
     """Do each move, take in its outcome, and log it once it has happened."""
     write(log, controller)  # what has happened since the last tick
     for move in moves:
+        begin_s = host.now()
         try:
             done = host.act(move)
         except MoveError as error:
@@ -132,7 +136,8 @@ def perform(host: Host, controller: Controller, log: SchedulerLogger, moves: Ite
             if move.target == SERVICE:  # what follows counts on its cores: the next tick plans anew
                 break
         else:
-            controller.settle(move, done=done, now_s=host.now())
+            now_s = host.now()
+            controller.settle(move, done=done, now_s=now_s, took_s=now_s - begin_s)
         write(log, controller)
     write(log, controller)
 
@@ -157,7 +162,7 @@ def write(log: SchedulerLogger, controller: Controller) -> None:
 
 
 def record(controller: Controller, time_s: float, tick: Tick) -> dict[str, object]:
-    """One tick for the metrics file: cause, action, effect; `t` is seconds since the loop began."""
+    """One tick for the metrics file: cause, action, effect; `t` is seconds since the record that has `begin`."""
     decision = controller.decision
     if decision is None:
         return {"t": time_s}
@@ -177,7 +182,8 @@ def record(controller: Controller, time_s: float, tick: Tick) -> dict[str, objec
         "plan": [decision.plan.service, dict(decision.plan.jobs)],
         "reason": decision.plan.reason,
         **({"shadow": brief(shadow)} if shadow and brief(shadow) != brief(decision.plan) else {}),
-        "rules": [change.rule for change in decision.interventions],
+        **({"share": sorted(decision.plan.share)} if decision.plan.share else {}),
+        "rules": [[change.rule, change.reason] for change in decision.interventions],
         "moves": [[move.kind, move.target, sorted(move.cores)] for move in decision.moves],
         "work_ms": round(1e3 * tick.work_s, 3),
         "late_ms": round(1e3 * tick.late_s, 3),

@@ -6,9 +6,16 @@ import json
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
 from io import FileIO
 from pathlib import Path
+from typing import Any
+
+from colocate import __version__
+from colocate.view import Slo
 
 _FLUSH_S = 1.0
 _KEEP_RECORDS = 20_000  # a quarter of an hour of ticks that a stuck disk may hold up
@@ -18,6 +25,30 @@ _CLOSE_S = 2.0
 def metrics_path(log_path: Path) -> Path:
     """Where the metrics of the run with this event log lie: `log20260412_111346.jsonl`."""
     return log_path.with_suffix(".jsonl")
+
+
+def first_record(
+    source: str, settings: Mapping[str, object], cores: Iterable[int], slo: Slo, **facts: object
+) -> dict[str, object]:
+    """What a metrics file begins with: what the run was asked to do, what it promises, and on which cores.
+
+    Args:
+        source: `live` or `simulated`.
+        settings: as the user gave them, by name.
+        cores: those that it manages.
+        slo: the promise.
+        facts: what else is known before the first tick.
+    """
+    return {
+        "t": 0.0,
+        "version": __version__,
+        "source": source,
+        "cores": sorted(cores),
+        "slo_ms": slo.latency_ms,
+        "percentile": slo.percentile,
+        "settings": settings,
+        **facts,
+    }
 
 
 def finite(value: object) -> object:
@@ -102,6 +133,34 @@ def read(path: Path) -> Iterator[dict[str, object]]:
         for record in map(_decode, file):
             if record is not None:
                 yield record
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What a metrics file holds: the `first_record`, when `t` was 0 on the log's clock, and the ticks after it."""
+
+    head: Mapping[str, Any] = field(default_factory=dict)
+    begin: datetime | None = None
+    ticks: tuple[Mapping[str, Any], ...] = ()
+
+
+def read_run(path: Path) -> Metrics:
+    """The records of one run, sorted out.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    head: dict[str, object] = {}
+    begin, ticks = None, []
+    for record in read(path):
+        if isinstance(record.get("moves"), list) and isinstance(record.get("t"), int | float):
+            ticks.append(record)
+        elif "settings" in record:
+            head = record
+        elif isinstance(told := record.get("begin"), str):
+            with suppress(ValueError):
+                begin = datetime.fromisoformat(told).replace(tzinfo=None)
+    return Metrics(head, begin, tuple(ticks))
 
 
 def _decode(line: str) -> dict[str, object] | None:

@@ -198,17 +198,17 @@ class Packer:
 
     def _left_s(self, view: View, jobs: Iterable[JobView], width: Mapping[str, int]) -> dict[str, float]:
         """Core-seconds that are left of each job, by thread."""
-        works = {job.name: _work_s(job.spec, view) for job in view.jobs.values()}
+        works = {job.name: work_s(job.spec, view) for job in view.jobs.values()}
         usual_s = statistics.fmean(known) if (known := [work for work in works.values() if work]) else 1.0
         left: dict[str, float] = {}
         for job in jobs:
-            work_s = works[job.name]
-            now_s = usual_s if work_s is None else max(_FLOOR * work_s, work_s - (job.cpu_s or 0.0))
+            needed_s = works[job.name]
+            now_s = usual_s if needed_s is None else max(_FLOOR * needed_s, needed_s - (job.cpu_s or 0.0))
             left[job.name] = now_s / width[job.name]
         return left
 
     def _choose_threads(self, view: View) -> dict[str, int]:
-        works = {job.name: work_s for job in view.jobs.values() if (work_s := _work_s(job.spec, view)) is not None}
+        works = {job.name: needed_s for job in view.jobs.values() if (needed_s := work_s(job.spec, view)) is not None}
         total_s = sum(works.values())
         service = max(1, view.service.threads)
         run_s = total_s / max(1.0, view.total_cores - self._service_share * min(service, view.total_cores))
@@ -227,7 +227,7 @@ class Packer:
         return threads
 
 
-def _work_s(spec: JobSpec, view: View) -> float | None:
+def work_s(spec: JobSpec, view: View) -> float | None:
     """Core-seconds of a job with one thread on a machine whose cores are all busy; None where it was not measured."""
     alone_s = spec.runtime_s.get(1)
     if alone_s is None:

@@ -107,9 +107,7 @@ def _place_service(count: int, has: CoreSet, taken: CoreSet, topology: Topology,
     return frozenset(own)
 
 
-def _nearest(
-    count: int, free: CoreSet, to: CoreSet, service: CoreSet, topology: Topology, *, spread: bool
-) -> CoreSet:
+def _nearest(count: int, free: CoreSet, to: CoreSet, service: CoreSet, topology: Topology, *, spread: bool) -> CoreSet:
     """`count` of the free cores (fewer if there are fewer), near to `to`.
 
     Where memcached is spread, the cores beside it are the quiet ones; otherwise they are left alone if possible.

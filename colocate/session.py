@@ -39,7 +39,7 @@ from colocate.host.state import Lock, Saved, StateFile, boot_id, default_directo
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobState, load_catalogue
 from colocate.loop import Ending, run
-from colocate.metrics import MetricsWriter, metrics_path, read
+from colocate.metrics import MetricsWriter, first_record, metrics_path, read
 from colocate.move import OnExit
 from colocate.policy import choose
 from colocate.regulator import Limits
@@ -47,6 +47,7 @@ from colocate.report.grade import Interval, grade, probed_intervals, reported_in
 from colocate.report.summary import Summary, deciders, policy_faults, summarize
 from colocate.sim.calibration import load_calibration
 from colocate.sim.profile import profile
+from colocate.status import Watch
 from colocate.swap import controlled
 from colocate.topology import Topology, read_topology
 from colocate.view import Slo
@@ -95,6 +96,7 @@ class Session:
         log: the event log, its first line written.
         metrics: one record a tick, beside the log.
         sharing: whether jobs may share memcached's cores at idle priority, and how that was proved.
+        run_id: as it stands in the labels of the run's containers.
         begin_s: when it began, seconds since the epoch.
     """
 
@@ -105,6 +107,7 @@ class Session:
     metrics: MetricsWriter
     doorbell: Doorbell
     sharing: Verdict
+    run_id: str
     begin_s: float = 0.0
 
     def run(self, show: Callable[[Controller], None] | None = None) -> Ending:
@@ -112,7 +115,21 @@ class Session:
         self.begin_s = time.time()
         settings, ring = self.settings, self.doorbell.ring
         state_dir = None if settings.dry_run else settings.state_dir or default_directory()
-        with signals(ring) as interrupted, controlled(state_dir, self.controller, ring) as take:
+        watch = Watch(self.controller, {
+            "run": self.run_id,
+            "log": str(self.log.path.absolute()),
+            "since": self.log.now().isoformat(timespec="seconds"),
+        })  # fmt: skip
+
+        def shown(controller: Controller) -> None:
+            watch.show(controller)
+            if show is not None:
+                show(controller)
+
+        with (
+            signals(ring) as interrupted,
+            controlled(state_dir, self.controller, ring, watch.handlers()) as take,
+        ):
             return run(
                 self.host,
                 self.controller,
@@ -123,7 +140,7 @@ class Session:
                 once=settings.once,
                 on_exit=settings.on_exit,
                 interrupted=interrupted,
-                show=show,
+                show=shown,
                 before=take,
             )
 
@@ -253,8 +270,8 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             if not settings.dry_run:
                 remember(affinity)
             metrics = MetricsWriter(metrics_path(log.path))
-            metrics.write({"t": 0.0, "sharing": asdict(verdict)})
-            yield Session(settings, host, controller, log, metrics, doorbell, verdict)
+            metrics.write(first_record("live", asdict(settings), topology.cores, settings.slo, sharing=asdict(verdict)))
+            yield Session(settings, host, controller, log, metrics, doorbell, verdict, saved.run)
         finally:
             if not host.close(settings.on_exit) and not settings.dry_run:
                 state.clear()

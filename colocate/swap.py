@@ -17,7 +17,7 @@ from pathlib import Path
 
 from colocate.controller import Controller
 from colocate.errors import UserError
-from colocate.host.control import Answer, ControlServer, Waiting
+from colocate.host.control import Answer, ControlServer, Handler, Waiting
 from colocate.policy import Choice, choose, options
 
 _LOOK_S = 0.1  # so often a waiting request looks whether it has become void
@@ -108,18 +108,21 @@ def described(controller: Controller) -> dict[str, object]:
 
 @contextmanager
 def controlled(
-    directory: Path | None, controller: Controller, ring: Callable[[], None]
+    directory: Path | None,
+    controller: Controller,
+    ring: Callable[[], None],
+    others: Mapping[str, Handler] | None = None,
 ) -> Iterator[Callable[[], None]]:
     """Serve a run's control socket in its state directory; what the loop is to call before every tick.
 
-    Without a directory (a dry run, which holds no lock) there is no socket. Where it cannot be made the run goes on
-    without, and says so.
+    `others` are the handlers of further requests. Without a directory (a dry run, which holds no lock) there is no
+    socket. Where it cannot be made the run goes on without, and says so.
     """
     swap = PolicySwap(controller, ring)
     server = None
     if directory is not None:
         try:
-            server = ControlServer(directory, {"policy": swap.handle})
+            server = ControlServer(directory, {"policy": swap.handle, **(others or {})})
         except OSError as error:
             sys.stderr.write(f"colocate: warning: no control socket in {directory}: {error.strerror}\n")
     try:

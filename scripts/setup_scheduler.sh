@@ -295,7 +295,7 @@ set_up_engine() {
 }
 
 install_project() {
-  local target=.
+  local target='.[all]'
   if [[ $extra = dev ]]; then target='.[dev]'; fi
   if venv_ready; then return; fi
   if ! venv_works; then step "making .venv" "$python" -m venv --clear "$venv"; fi

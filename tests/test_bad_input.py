@@ -130,9 +130,7 @@ def test_not_permitted(tmp_path, server):
 
 
 def test_an_image_that_is_not_there_and_cannot_be_pulled(tmp_path, server):
-    (tmp_path / "jobs.toml").write_text(
-        '[[job]]\nname = "one"\nimage = "colocate.invalid/none:1"\ncommand = "x"\n'
-    )
+    (tmp_path / "jobs.toml").write_text('[[job]]\nname = "one"\nimage = "colocate.invalid/none:1"\ncommand = "x"\n')
     before = masks(server.pid)
     done = colocate(
         "run", "--memcached-ip", server.ip, "--port", str(server.port), "--jobs", "jobs.toml",

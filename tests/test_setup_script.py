@@ -60,7 +60,7 @@ SHIMS = {
           -un) if [[ $WHO = 0 ]]; then echo root; else echo ann; fi ;;
           *) if [[ -e $STATE/joined ]]; then echo "$2 docker"; else echo "$2"; fi ;;
         esac""",
-    "getent": '[[ -e $STATE/group ]]',
+    "getent": "[[ -e $STATE/group ]]",
     "sudo": 'if [[ $1 != -n ]]; then exec "$@"; fi',
     "sg": 'export IN_GROUP=yes; exec sh -c "$3"',
     "usermod": 'touch "$STATE/joined"',
@@ -285,7 +285,7 @@ def test_packages_of_each_system(machines: list[Machine], release: str, python: 
     assert packages.removesuffix(" apparmor").removesuffix(" ca-certificates") == wanted
     assert "11211" in done.stderr
     assert machine.calls("pip") == []
-    assert "python -m pip install -e ." in machine.calls("python")
+    assert "python -m pip install -e .\\[all\\]" in machine.calls("python")
 
 
 def test_the_second_run_installs_nothing(machine: Machine) -> None:
@@ -301,7 +301,7 @@ def test_a_changed_pyproject_or_a_moved_tree_is_installed_anew(machine: Machine)
     with (machine.project / "pyproject.toml").open("a") as file:
         file.write("# new\n")
     machine.run("--no-docker")
-    assert "python -m pip install -e ." in machine.calls()
+    assert "python -m pip install -e .\\[all\\]" in machine.calls()
     assert not [call for call in machine.calls() if "-m venv" in call]
     machine.project = machine.project.rename(machine.top / "moved")
     machine.run("--no-docker")

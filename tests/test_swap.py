@@ -135,7 +135,8 @@ def test_on_a_simulated_machine_the_jobs_go_on(tmp_path):
         assert [event.event for event in events if event.job == job and event.event != "update_cores"] == [
             "start", "end"
         ]  # fmt: skip
-    acting = [(record["t"], record["policy"]) for record in metrics.read(run.log_path.with_suffix(".jsonl"))]
+    ticks = metrics.read_run(run.log_path.with_suffix(".jsonl")).ticks
+    acting = [(tick["t"], tick["policy"]) for tick in ticks]
     assert {name for t, name in acting if t < 5.0} == {"static two"}
     assert {name for t, name in acting if t > 5.1} == {"static one"}
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from colocate.cli import options
 from colocate.cli.simulate import add_scenario_options, sim_settings
 from colocate.compare import compare, parse_contenders, parse_seeds
-from colocate.errors import UserError
+from colocate.errors import UserError, needs
 from colocate.report.comparison import Comparison, Row
 from colocate.report.confidence import Estimate
 from colocate.report.summary import to_json
@@ -69,7 +69,8 @@ def compare_command(args: argparse.Namespace) -> int:
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{path}: there is no folder {path.parent}", "make it, or give another")
     if args.picture:
-        from colocate.report.pareto import check_picture  # matplotlib takes a quarter of a second to load
+        with needs("report"):
+            from colocate.report.pareto import check_picture  # matplotlib takes a quarter of a second to load
 
         check_picture(args.picture)
     with _progress() as progress:

@@ -13,7 +13,7 @@ from colocate.cli import options
 from colocate.errors import UserError
 from colocate.policy import load_policy
 from colocate.replay import Recording, calibration_of, check_model, read_recording, setup_of
-from colocate.report.summary import Summary, print_summary, to_json
+from colocate.report.summary import Summary, print_summary, to_json, write_summary
 from colocate.sim.calibration import Calibration
 from colocate.sim.run import simulate
 from colocate.simulation import summary, write_load
@@ -83,6 +83,7 @@ def _try_policy(args: argparse.Namespace, recording: Recording, calibration: Cal
     chosen = setup_of(recording, calibration, slo, args.jobs, seed=args.seed, period_s=args.interval)
     run = simulate(chosen, load_policy(args.policy, args.set), args.log_dir, metrics=True)
     told = summary(run, chosen, args.policy, write_load(run))
+    write_summary(told)
     model = check_model(recording, calibration, slo)
     told["recorded"] = _recorded(recording, slo)
     told["recorded_on_model"] = {

@@ -12,7 +12,7 @@ from colocate.cli import options
 from colocate.cli.progress import RunView, reporting
 from colocate.errors import UserError
 from colocate.loop import Ending
-from colocate.report.summary import print_summary, to_json
+from colocate.report.summary import print_summary, to_json, write_summary
 from colocate.session import Session, Settings, session
 from colocate.view import Slo
 
@@ -132,6 +132,7 @@ def run_shown(opened: Session, console: Console, *, verbose: bool) -> Ending:
 def conclude(opened: Session, ending: Ending, *, json: bool, mcperf: Path | None = None) -> int:
     """Print the summary of a run that has ended and give its exit code."""
     summary = opened.summary(ending, mcperf)
+    write_summary(summary)
     if json:
         sys.stdout.write(to_json(summary) + "\n")
     else:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.console import Console
 from colocate.cli import options
 from colocate.cli.progress import RunView
 from colocate.policy import choose
-from colocate.report.summary import print_summary, to_json
+from colocate.report.summary import print_summary, to_json, write_summary
 from colocate.session import signals
 from colocate.sim.run import simulate
 from colocate.sim.traces import LOADS
@@ -105,7 +106,8 @@ def sim_settings(args: argparse.Namespace) -> SimSettings:
 
 def simulate_command(args: argparse.Namespace) -> int:
     """Simulate; print the summary; the exit code is a live run's."""
-    chosen = setup(sim_settings(args))
+    settings = sim_settings(args)
+    chosen = setup(settings)
     policy = choose(args.policy, args.set)
     shadow_options = options.shadow_options(args)
     shadow = choose(args.shadow, shadow_options) if args.shadow else None
@@ -123,9 +125,11 @@ def simulate_command(args: argparse.Namespace) -> int:
             shadow=shadow,
             interrupted=interrupted,
             show=view.show if view else None,
+            settings={**asdict(settings), "policy": args.policy, "options": args.set, "shadow": args.shadow},
             pace=_pace(args.speed, interrupted) if args.speed else None,
         )
     told = summary(run, chosen, args.policy, write_load(run))
+    write_summary(told)
     if args.json:
         sys.stdout.write(to_json(told) + "\n")
     else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -82,6 +84,20 @@ def deciders(controller: Controller) -> dict[str, object]:
 def to_json(summary: object) -> str:
     """One JSON document; non-finite numbers are null."""
     return json.dumps(finite(summary), allow_nan=False)
+
+
+def summary_path(log_path: Path) -> Path:
+    """Where the summary of the run with this event log lies: `log20260412_111346-summary.json`."""
+    return log_path.with_name(f"{log_path.stem}-summary.json")
+
+
+def write_summary(summary: Summary) -> None:
+    """Keep the summary beside its event log; where that cannot be written, say so and go on."""
+    path = summary_path(Path(summary["log"]))
+    try:
+        path.write_text(to_json(summary) + "\n", encoding="utf-8")
+    except OSError as error:
+        sys.stderr.write(f"colocate: warning: {path}: {error.strerror}\n")
 
 
 def print_summary(summary: Summary, console: Console) -> None:

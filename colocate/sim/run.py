@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from colocate.controller import Controller
 from colocate.eventlog import SchedulerLogger
 from colocate.jobs import JobSpec
 from colocate.loop import Ending, run
-from colocate.metrics import MetricsWriter, metrics_path
+from colocate.metrics import MetricsWriter, first_record, metrics_path
 from colocate.policy import Choice, Policy
 from colocate.regulator import Limits
 from colocate.sim.batch import BatchModel
@@ -120,6 +120,7 @@ def simulate(
     pace: Callable[[float], None] | None = None,
     label: str = "",
     shadow: Choice | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> Simulated:
     """Run until every job has ended; write the event log (and the metrics) into `log_dir`.
 
@@ -134,6 +135,7 @@ def simulate(
         pace: called with the virtual time after each wait.
         label: the policy's, for log and records.
         shadow: a second policy, which is asked as well and never obeyed.
+        settings: as the user gave them, for the metrics file.
 
     Raises:
         UserError: a job has no figures, or the log cannot be written.
@@ -150,6 +152,11 @@ def simulate(
     log = SchedulerLogger(log_dir, clock=lambda: BEGIN, now_s=host.now)
     log.custom_event("scheduler", f"{SIMULATED}{setup.calibration.name}")
     writer = MetricsWriter(metrics_path(log.path)) if metrics else None
+    if writer is not None:
+        writer.write(first_record(
+            "simulated", settings or {}, setup.topology.cores, setup.slo,
+            scenario=setup.calibration.name, seed=setup.seed, policy=label,
+        ))  # fmt: skip
     ending = run(
         host,
         controller,

@@ -1,0 +1,81 @@
+"""What a run has done so far, as figures that only grow: counts, and histograms of durations."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+
+BOUNDS_S = (
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
+)  # fmt: skip
+_MOST_REASONS = 60  # so many lines of each kind a time series data base can bear
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Durations by size: `counts[i]` holds those up to `BOUNDS_S[i]` and above the bound before; the last, the rest."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
+    sum_s: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One more; what is negative counts as none."""
+        seconds = max(0.0, seconds)
+        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.sum_s += seconds
+
+
+class Meter:
+    """The tallies of one run. Written by the loop's thread; another thread may read a figure that is a tick old.
+
+    Attributes:
+        work: what a tick took.
+        late: how late it began.
+        actuators: by a move's kind, from the decision until it had taken effect.
+        moves: by kind and `cause`.
+        errors: moves that failed, by kind.
+    """
+
+    def __init__(self) -> None:
+        self.work = Histogram()
+        self.late = Histogram()
+        self.actuators: dict[str, Histogram] = {}
+        self.moves: Counter[tuple[str, str]] = Counter()
+        self.errors: Counter[str] = Counter()
+
+    def tick(self, work_s: float, late_s: float) -> None:
+        """A tick is over."""
+        self.work.add(work_s)
+        self.late.add(late_s)
+
+    def moved(self, kind: str, reason: str) -> None:
+        """A move was asked for."""
+        key = (kind, cause(reason))
+        self.moves[key if key in self.moves or len(self.moves) < _MOST_REASONS else (kind, "other")] += 1
+
+    def took(self, kind: str, seconds: float) -> None:
+        """A move took effect so long after it was asked for."""
+        self.actuators.setdefault(kind, Histogram()).add(seconds)
+
+    def document(self) -> dict[str, object]:
+        """The figures as JSON can hold them."""
+        return {
+            "bounds_s": BOUNDS_S,
+            "work": _told(self.work),
+            "late": _told(self.late),
+            "actuators": {kind: _told(found) for kind, found in self.actuators.copy().items()},
+            "moves": [[kind, why, count] for (kind, why), count in self.moves.copy().items()],
+            "errors": dict(self.errors.copy()),
+        }
+
+
+def cause(reason: str) -> str:
+    """A reason without its figures, of which there are few: `needs 3 cores` becomes `needs N cores`."""
+    return _NUMBER.sub("N", reason).strip() or "unknown"
+
+
+def _told(histogram: Histogram) -> dict[str, object]:
+    return {"counts": list(histogram.counts), "sum_s": histogram.sum_s}
