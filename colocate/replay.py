@@ -11,7 +11,7 @@ from colocate import mcperf
 from colocate.errors import UserError
 from colocate.eventlog import SERVICE, Log, parse
 from colocate.jobs import JobSpec, load_catalogue
-from colocate.report.grade import Grade, Interval, grade, graded_run, reported_intervals
+from colocate.report.grade import HOUR_S, Grade, Interval, grade, graded_run, reported_intervals
 from colocate.report.summary import Summary
 from colocate.report.suspicions import suspicions
 from colocate.sim.calibration import Calibration, calibration_names, load_calibration
@@ -20,7 +20,6 @@ from colocate.sim.run import SIMULATED, Setup
 from colocate.sim.traces import Trace
 from colocate.view import Slo
 
-_HOUR_S = 3600.0
 _TAIL_S = 7200.0  # jobs may outlast the recorded load; its last interval then goes on
 
 
@@ -49,7 +48,7 @@ class Recording:
     @property
     def log_zero_s(self) -> float:
         """The machine's zero on the log's clock."""
-        return self.zero_s + self.offset_h * _HOUR_S
+        return self.zero_s + self.offset_h * HOUR_S
 
     @property
     def threads(self) -> int:
@@ -87,7 +86,7 @@ def read_recording(
     if not any(event.batch and event.event == "start" for event in run.events):
         raise UserError(f"{path}: no batch job starts in it", "give an event log of `colocate run`")
     offset_h = grade(run, intervals).offset_h
-    first_s = min(e.time.timestamp() for e in run.events if e.event != "custom") - offset_h * _HOUR_S
+    first_s = min(e.time.timestamp() for e in run.events if e.event != "custom") - offset_h * HOUR_S
     return Recording(path, load_path, run, output, offset_h, *_trace(output, first_s))
 
 
@@ -196,7 +195,7 @@ def setup_of(
 
 def _inside(recording: Recording, slo: Slo) -> list[tuple[int, Interval]]:
     """The intervals that overlap the jobs' time, with their numbers on the machine's clock."""
-    begin_s = min(e.time.timestamp() for e in recording.log.events if e.batch) - recording.offset_h * _HOUR_S
+    begin_s = min(e.time.timestamp() for e in recording.log.events if e.batch) - recording.offset_h * HOUR_S
     end_s = begin_s + (recording.graded(slo).makespan_s or 0.0)
     length_s = recording.trace.interval_s
     return [

@@ -40,7 +40,20 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The parser with every command."""
-    from colocate.cli import calibrate, compare, demo, evaluate, load, policy, replay, restore, run, selftest, simulate
+    from colocate.cli import (
+        calibrate,
+        compare,
+        demo,
+        evaluate,
+        load,
+        policy,
+        replay,
+        report,
+        restore,
+        run,
+        selftest,
+        simulate,
+    )
 
     parser = Parser(
         prog="colocate",
@@ -51,7 +64,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"colocate {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (run, demo, policy, restore, selftest, load, calibrate, simulate, replay, compare, evaluate):
+    for module in (run, demo, policy, restore, selftest, load, calibrate, simulate, replay, compare, evaluate, report):
         module.add_parser(commands)
     return parser
 

@@ -20,17 +20,18 @@ from colocate.errors import UserError
 from colocate.eventlog import SERVICE, Event, Log, check
 from colocate.report.suspicions import runs, suspicions, told
 
-_HOUR_S = 3600.0
-_MAX_OFFSET_H = 26  # between two zones
+HOUR_S = 3600.0
+MOST_OFFSET_H = 26  # between two zones
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One stretch of time (seconds since the epoch) with the SLO's percentile in it; None where it is unmeasured."""
+    """One stretch of time (seconds since the epoch), the SLO's percentile and the load in it; None where unmeasured."""
 
     start_s: float
     end_s: float
     latency_ms: float | None
+    qps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +111,14 @@ def grade(log: Log, intervals: Sequence[Interval] = (), slo_ms: float = 0.8) -> 
     offset_h, _ = _overlap(run.events, intervals)
     if offset_h:
         warnings.append(f"the log's clock is {offset_h:+d} h from the load generator's")
-    window = _window(run.events, offset_h)
+    jobs = window(run.events, offset_h)
     measured = [interval for interval in intervals if interval.latency_ms is not None]
     if len(measured) < len(intervals):
         warnings.append(f"{len(intervals) - len(measured)} intervals are unmeasured (or the generator itself was late)")
-    overlap = [i for i in measured if window and i.start_s < window[1] and i.end_s > window[0]]
-    inside = [i for i in overlap if window and i.start_s >= window[0] and i.end_s <= window[1]]
-    coverage = _coverage(window, overlap)
-    if intervals and window and coverage < 0.999:
+    overlap = [i for i in measured if jobs and i.start_s < jobs[1] and i.end_s > jobs[0]]
+    inside = [i for i in overlap if jobs and i.start_s >= jobs[0] and i.end_s <= jobs[1]]
+    coverage = _coverage(jobs, overlap)
+    if intervals and jobs and coverage < 0.999:
         warnings.append(f"only {coverage:.1%} of the jobs' time is measured")
     lives = _lives(run.events)
     first = min((life.start for life in lives.values()), default=None)
@@ -155,7 +156,8 @@ def reported_intervals(output: mcperf.Output, percentile: float = 95.0) -> list[
     found: list[Interval] = []
     for start_s, end_s, row in mcperf.intervals(output):
         latency_ms: float = getattr(row, column) / 1e3
-        found.append(Interval(start_s, end_s, None if row.late or not math.isfinite(latency_ms) else latency_ms))
+        known_ms = None if row.late or not math.isfinite(latency_ms) else latency_ms
+        found.append(Interval(start_s, end_s, known_ms, row.qps))
     return found
 
 
@@ -163,20 +165,29 @@ def probed_intervals(records: Iterable[Mapping[str, object]], start_s: float) ->
     """Intervals of one second from a run's metrics: the latency over the last second, at each full second.
 
     Args:
-        records: the ticks, with `t`, `latency_ms` and `latency_age_s`.
+        records: the ticks, with `t`, `latency_ms`, `latency_age_s` and `qps`.
         start_s: the epoch time at which `t` was 0.
     """
     found: list[Interval] = []
     for record in records:
         t, latency_ms, age_s = record.get("t"), record.get("latency_ms"), record.get("latency_age_s")
+        qps = record.get("qps")
         if not isinstance(t, int | float) or t < len(found) + 1:
             continue
         fresh = isinstance(latency_ms, int | float) and isinstance(age_s, int | float) and age_s < 1
         while len(found) < int(t):  # a late tick stands for the seconds that it missed
             begin_s = start_s + len(found)
             value = float(latency_ms) if fresh and isinstance(latency_ms, int | float) else None
-            found.append(Interval(begin_s, begin_s + 1, value))
+            found.append(Interval(begin_s, begin_s + 1, value, qps if isinstance(qps, int | float) else None))
     return found
+
+
+def epoch_s(moment: datetime) -> float:
+    """Seconds since the epoch of a log's time, which is local."""
+    try:
+        return moment.timestamp()
+    except (ValueError, OverflowError, OSError):  # not in this era
+        return moment.replace(tzinfo=UTC).timestamp()
 
 
 def _ratio(intervals: Sequence[Interval], slo_ms: float) -> Ratio:
@@ -217,7 +228,7 @@ def _job(life: _Life, first: datetime) -> JobGrade:
     return JobGrade((life.start - first).total_seconds(), wall_s, run_s, life.threads)
 
 
-def _window(events: Sequence[Event], offset_h: int = 0) -> tuple[float, float] | None:
+def window(events: Sequence[Event], offset_h: int = 0) -> tuple[float, float] | None:
     """From the first batch job's start to the last one's end (the last event, if one never ends), since the epoch."""
     lives = _lives(events).values()
     if not lives:
@@ -225,35 +236,31 @@ def _window(events: Sequence[Event], offset_h: int = 0) -> tuple[float, float] |
     first = min(life.start for life in lives)
     ends = [life.end for life in lives if life.end is not None]
     last = max(ends) if len(ends) == len(lives) else events[-1].time
-    try:
-        begin_s = first.timestamp()  # the log's time is local
-    except (ValueError, OverflowError, OSError):  # not in this era
-        begin_s = first.replace(tzinfo=UTC).timestamp()
-    begin_s -= offset_h * _HOUR_S
+    begin_s = epoch_s(first) - offset_h * HOUR_S
     return begin_s, begin_s + max(0.0, (last - first).total_seconds())
 
 
 def _overlap(events: Sequence[Event], intervals: Sequence[Interval]) -> tuple[int, float]:
     """The hours by which the log's clock is ahead (0 where the intervals fit as they are), and seconds of overlap."""
-    window = _window(events)
-    if window is None or not intervals:
+    jobs = window(events)
+    if jobs is None or not intervals:
         return 0, 0.0
     begin_s, end_s = intervals[0].start_s, intervals[-1].end_s
 
     def overlap_s(hours: int) -> float:
-        return min(window[1] - hours * _HOUR_S, end_s) - max(window[0] - hours * _HOUR_S, begin_s)
+        return min(jobs[1] - hours * HOUR_S, end_s) - max(jobs[0] - hours * HOUR_S, begin_s)
 
-    best = max(range(-_MAX_OFFSET_H, _MAX_OFFSET_H + 1), key=lambda hours: (overlap_s(hours), -abs(hours)))
+    best = max(range(-MOST_OFFSET_H, MOST_OFFSET_H + 1), key=lambda hours: (overlap_s(hours), -abs(hours)))
     if overlap_s(0) > 0 or overlap_s(best) <= 0:
         best = 0
     return best, max(0.0, overlap_s(best))
 
 
-def _coverage(window: tuple[float, float] | None, overlap: Sequence[Interval]) -> float:
-    if window is None or window[1] <= window[0]:
+def _coverage(jobs: tuple[float, float] | None, overlap: Sequence[Interval]) -> float:
+    if jobs is None or jobs[1] <= jobs[0]:
         return float(bool(overlap))
-    covered_s = sum(min(i.end_s, window[1]) - max(i.start_s, window[0]) for i in overlap)
-    return min(1.0, covered_s / (window[1] - window[0]))
+    covered_s = sum(min(i.end_s, jobs[1]) - max(i.start_s, jobs[0]) for i in overlap)
+    return min(1.0, covered_s / (jobs[1] - jobs[0]))
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
