@@ -2,8 +2,8 @@
 
     python benchmarks/grading.py --runs DIR [--json]
 
-DIR holds `graded.csv` and one folder a group with `NN-jobs.txt` and `NN-mcperf.txt`. Each group is paired by time alone,
-then makespan (to one second) and violation ratio (to one interval) are compared with the table; what differs is listed.
+DIR holds `graded.csv` and a folder for each group with `NN-jobs.txt` and `NN-mcperf.txt`. Each group is paired by time
+alone, then makespan (to one second) and violation ratio (to one interval) are compared with the table.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from colocate.cli.progress import reporting
+from colocate.cli.report import check_report
 from colocate.cli.run import add_run_options, conclude, run_shown, settings_from
 from colocate.demo import IP, background_load, choose_runtime, private_memcached, scaled_load
 from colocate.load.generator import capacity_qps
@@ -35,6 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def demo_command(args: argparse.Namespace) -> int:
     """Run the demonstration; the exit code is a run's."""
+    check_report(args.report)
     console = Console(stderr=True)
 
     def say(text: str) -> None:
@@ -59,4 +61,4 @@ def demo_command(args: argparse.Namespace) -> int:
         stack.enter_context(background_load(port, load, output, cpu=max(os.sched_getaffinity(0))))
         ending = run_shown(opened, console, verbose=args.verbose)
     sys.stderr.flush()
-    return conclude(opened, ending, json=args.json, mcperf=output)
+    return conclude(opened, ending, json=args.json, mcperf=output, report=args.report)

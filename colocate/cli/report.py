@@ -108,6 +108,40 @@ def report_command(args: argparse.Namespace) -> int:
     return int(any(not one.counts for one in found))
 
 
+def add_report_option(parser: argparse.ArgumentParser) -> None:
+    """The option of a command that runs something."""
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write the report of the run at its end")
+
+
+def check_report(path: Path | None) -> None:
+    """Whether a report can be written there at the end; for before the beginning.
+
+    Raises:
+        UserError: it cannot, and why.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in {".html", ".htm"}:
+        raise UserError(f"--report {path}: no page", "give a name that ends in .html")
+    _check_outputs([path])
+    with needs("report"):
+        import jinja2  # noqa: F401 -- whether it is there
+        import plotly  # type: ignore[import-untyped]  # noqa: F401
+
+
+def write_report(path: Path | None, summary: Summary) -> None:
+    """Write the report of a run that has just ended; where that fails, say so: the run itself is over."""
+    if path is None:
+        return
+    from colocate.report.page import page
+
+    load = summary["mcperf"]
+    try:
+        write_text(path, page([load_record(Path(summary["log"]), Path(load) if load else None)]))
+    except UserError as error:
+        sys.stderr.write(f"colocate: warning: no report: {error}\n")
+
+
 def _read(args: argparse.Namespace, console: Console, progress: Progress) -> Iterator[Record]:
     """The runs, each with its load; says what belongs to what."""
     logs, loads = _found(args.log, args.mcperf)

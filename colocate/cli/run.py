@@ -10,6 +10,7 @@ from rich.console import Console
 
 from colocate.cli import options
 from colocate.cli.progress import RunView, reporting
+from colocate.cli.report import add_report_option, check_report, write_report
 from colocate.errors import UserError
 from colocate.loop import Ending
 from colocate.report.summary import print_summary, to_json, write_summary
@@ -75,6 +76,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--no-share", action="store_true", help="jobs never share memcached's cores, not even at idle priority")
     add("--state-dir", type=Path, metavar="DIR", help="where lock and recovery state lie (default /run/colocate)")
     add("--config", type=Path, metavar="FILE", help="options from this file instead of ./colocate.toml")
+    add_report_option(parser)
     add("--json", action="store_true", help="print the summary as JSON on standard output")
     add("-v", "--verbose", action="store_true", help="tell every move and its reason")
 
@@ -117,10 +119,11 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 def run_command(args: argparse.Namespace) -> int:
     """Run; print the summary; the exit code is json.md's."""
+    check_report(args.report)
     console = Console(stderr=True)
     with reporting(console) as progress, session(settings_from(args), progress) as opened:
         ending = run_shown(opened, console, verbose=args.verbose)
-    return conclude(opened, ending, json=args.json)
+    return conclude(opened, ending, json=args.json, report=args.report)
 
 
 def run_shown(opened: Session, console: Console, *, verbose: bool) -> Ending:
@@ -129,10 +132,13 @@ def run_shown(opened: Session, console: Console, *, verbose: bool) -> Ending:
         return opened.run(view.show)
 
 
-def conclude(opened: Session, ending: Ending, *, json: bool, mcperf: Path | None = None) -> int:
+def conclude(
+    opened: Session, ending: Ending, *, json: bool, mcperf: Path | None = None, report: Path | None = None
+) -> int:
     """Print the summary of a run that has ended and give its exit code."""
     summary = opened.summary(ending, mcperf)
     write_summary(summary)
+    write_report(report, summary)
     if json:
         sys.stdout.write(to_json(summary) + "\n")
     else:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from colocate.cli import options
 from colocate.cli.progress import RunView
+from colocate.cli.report import add_report_option, check_report, write_report
 from colocate.policy import choose
 from colocate.report.summary import print_summary, to_json, write_summary
 from colocate.session import signals
@@ -56,6 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--typical", action="store_true", help="a machine without chance; only the load is drawn")
     add("--speed", type=options.factor, metavar="X", help="play it at X times real time, with live progress")
     add("--log-dir", type=Path, default=Path("logs"), metavar="DIR", help="where event logs go (%(default)s)")
+    add_report_option(parser)
     add("--json", action="store_true", help="print the summary as JSON on standard output")
     add("-v", "--verbose", action="store_true", help="tell every move and its reason")
     parser.set_defaults(run=simulate_command)
@@ -106,6 +108,7 @@ def sim_settings(args: argparse.Namespace) -> SimSettings:
 
 def simulate_command(args: argparse.Namespace) -> int:
     """Simulate; print the summary; the exit code is a live run's."""
+    check_report(args.report)
     settings = sim_settings(args)
     chosen = setup(settings)
     policy = choose(args.policy, args.set)
@@ -130,6 +133,7 @@ def simulate_command(args: argparse.Namespace) -> int:
         )
     told = summary(run, chosen, args.policy, write_load(run))
     write_summary(told)
+    write_report(args.report, told)
     if args.json:
         sys.stdout.write(to_json(told) + "\n")
     else:
