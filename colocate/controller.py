@@ -20,7 +20,7 @@ from colocate.policy import Choice, Plan, Policy
 from colocate.regulator import Deadline, Intervention, Limits, Regulator
 from colocate.shadow import Shadow
 from colocate.topology import Topology
-from colocate.view import History, Observation, Profile, ServiceView, Slo, View
+from colocate.view import History, Observation, Profile, ServiceView, Signal, Slo, View
 
 _QUIET_S = 10.0  # the same remark is not logged more often
 _DONE = {
@@ -122,8 +122,10 @@ class Controller:
 
     def absorb(self, observation: Observation) -> None:
         """Take in what has happened and what is measured."""
-        self._seen = observation
+        before, self._seen = self._seen, observation
         now_s, service = observation.time_s, observation.service
+        if before is not None:
+            self._judge(service.latency_ms, now_s - before.time_s)
         for event in observation.events:
             if event.job in self.jobs:
                 if kind := _DONE.get(event.kind):
@@ -246,6 +248,11 @@ class Controller:
             job.abandon(why, now_s, stopped=stopped)
         if self.shadow is not None:
             self.entries.append(Entry("custom", "scheduler", comment=f"shadow {self.shadow.figures()}"))
+
+    def _judge(self, latency_ms: Signal, since_s: float) -> None:
+        """Count the time since the last look for or against the SLO, where there is a fresh latency."""
+        if latency_ms.value is not None and latency_ms.fresh(self.regulator.limits.latency_max_age_s):
+            self.meter.judged(since_s, broken=latency_ms.value > self.slo.latency_ms)
 
     def _sharers(self, plan: Plan) -> dict[str, int]:
         """Jobs that may use memcached's cores, each with how many of them it has threads for, in the plan's order."""

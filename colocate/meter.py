@@ -11,6 +11,7 @@ BOUNDS_S = (
     0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 )  # fmt: skip
 _MOST_REASONS = 60  # so many lines of each kind a time series data base can bear
+_LONGEST_REASON = 80
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -37,6 +38,8 @@ class Meter:
         actuators: by a move's kind, from the decision until it had taken effect.
         moves: by kind and `cause`.
         errors: moves that failed, by kind.
+        judged_s: how long there was a fresh latency to hold against the SLO.
+        broken_s: for how much of that it was over the SLO.
     """
 
     def __init__(self) -> None:
@@ -45,6 +48,8 @@ class Meter:
         self.actuators: dict[str, Histogram] = {}
         self.moves: Counter[tuple[str, str]] = Counter()
         self.errors: Counter[str] = Counter()
+        self.judged_s = 0.0
+        self.broken_s = 0.0
 
     def tick(self, work_s: float, late_s: float) -> None:
         """A tick is over."""
@@ -60,6 +65,12 @@ class Meter:
         """A move took effect so long after it was asked for."""
         self.actuators.setdefault(kind, Histogram()).add(seconds)
 
+    def judged(self, seconds: float, *, broken: bool) -> None:
+        """A fresh latency was held against the SLO for so long."""
+        self.judged_s += seconds
+        if broken:
+            self.broken_s += seconds
+
     def document(self) -> dict[str, object]:
         """The figures as JSON can hold them."""
         return {
@@ -69,12 +80,14 @@ class Meter:
             "actuators": {kind: _told(found) for kind, found in self.actuators.copy().items()},
             "moves": [[kind, why, count] for (kind, why), count in self.moves.copy().items()],
             "errors": dict(self.errors.copy()),
+            "judged_s": self.judged_s,
+            "broken_s": self.broken_s,
         }
 
 
 def cause(reason: str) -> str:
-    """A reason without its figures, of which there are few: `needs 3 cores` becomes `needs N cores`."""
-    return _NUMBER.sub("N", reason).strip() or "unknown"
+    """A reason without its figures, of which there are few, and short: `needs 3 cores` becomes `needs N cores`."""
+    return _NUMBER.sub("N", reason).strip()[:_LONGEST_REASON] or "unknown"
 
 
 def _told(histogram: Histogram) -> dict[str, object]:

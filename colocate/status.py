@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class Watch:
         return told
 
     def figures(self, *_: object) -> Answer:
-        """What Prometheus is told: the tallies of `Meter`, the controller's counts, and the age of each signal."""
+        """What Prometheus is told: the tallies of `Meter`, counts, this process's CPU time, the age of each signal."""
         controller, decision = self._controller, self._controller.decision
         shadow = controller.shadow
         service = decision.view.service if decision else None
@@ -95,6 +96,7 @@ class Watch:
             "interventions": dict(controller.regulator.counts.copy()),
             "strikes": controller.regulator.strikes,
             "shadow_strikes": shadow.regulator.strikes if shadow else None,
+            "cpu_s": time.process_time(),
             "signal_ages_s": {name: age_s for name, age_s in ages_s.items() if math.isfinite(age_s)},
             "status": self.status(),
         })  # fmt: skip
