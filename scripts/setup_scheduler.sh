@@ -13,7 +13,9 @@ Sets up what is missing for colocate: Docker Engine, memcached, a C compiler and
 packages, the package itself in .venv, the batch kernels and their image. What is there is left as it is.
 
   demo [ARG...]  set up, then `colocate demo ARG...`
-  test [ARG...]  set up, then ruff, mypy, import-linter and `pytest ARG...`
+  test [ARG...]  set up, then ruff, mypy, import-linter and `pytest ARG...`; that needs two things more: Debian's
+                 chromium and chromium-driver are installed (not on Ubuntu, where Chromium is a snap), and promtool is
+                 taken out of the package prometheus into .venv, so that no Prometheus server is started here
   --check        change nothing; tell what is there and what would be done; exit code 1 if something is missing
   --no-docker    leave Docker alone; batch jobs run as plain processes
 
@@ -63,8 +65,9 @@ read_system() {
   )"
   system_name=$name
   python_packages=(python3-venv)
+  browser_packages=()
   case $id in
-    debian) oldest=12 ;;
+    debian) oldest=12 browser_packages=(chromium chromium-driver) ;;
     ubuntu) oldest=2204 ;;
     *) oldest= ;;
   esac
@@ -183,6 +186,10 @@ look_for_engine() { # sets `engine`: off, answers, refuses, elsewhere, silent or
   esac
 }
 
+browser_there() { there chromium && there chromedriver; }
+
+promtool_there() { there promtool || [[ -x $venv/bin/promtool ]]; }
+
 look_for_packages() { # sets `packages` to those that must be installed
   packages=()
   if ! venv_works && ! find_python; then packages+=("${python_packages[@]}"); fi
@@ -194,6 +201,12 @@ look_for_packages() { # sets `packages` to those that must be installed
   if [[ $engine = missing || $engine = silent ]] && ! there apparmor_parser &&
     [[ $(cat /sys/module/apparmor/parameters/enabled 2>/dev/null) = Y ]]; then
     packages+=(apparmor)
+  fi
+  if [[ $action = test ]] && ! browser_there; then
+    packages+=("${browser_packages[@]}")
+    if ((${#browser_packages[@]} == 0)); then
+      say "note: no chromium and chromedriver here, and Ubuntu has them as a snap only; the dashboard's tests want both"
+    fi
   fi
 }
 
@@ -306,6 +319,18 @@ install_project() {
   printf '%s %s\n' "$(project_hash)" "$extra" >"$stamp"
 }
 
+fetch_promtool() { # and nothing else of its package, which would start a server
+  local place code=0
+  place=$(mktemp -d "${TMPDIR:-/tmp}/colocate-promtool.XXXXXX")
+  (
+    cd "$place" &&
+      { apt-get -q download prometheus || { update_lists && apt-get -q download prometheus; }; } &&
+      dpkg -x ./prometheus_*.deb . && cp usr/bin/promtool "$venv/bin/"
+  ) || code=1
+  rm -rf "$place"
+  return "$code"
+}
+
 report() { # STATE PART TEXT
   printf '%-8s %-10s %s\n' "$@"
   if [[ $1 = missing ]]; then missing=1; fi
@@ -336,6 +361,10 @@ report_all() {
   report_whether compiler "it compiles, with the C library's headers" "install gcc and libc6-dev" compiler_works
   report_whether memcached "$(command -v memcached)" "install memcached" there memcached
   report_whether package "installed in .venv" "install the package in .venv" venv_ready
+  if [[ $action = test ]]; then
+    report_whether browser "$(command -v chromium)" "install ${browser_packages[*]:-nothing, on Ubuntu}" browser_there
+    report_whether promtool "it is there" "take it out of the package prometheus into .venv" promtool_there
+  fi
   case $engine in
     off) report skipped docker "as asked by --no-docker" && return "$missing" ;;
     answers) report ok docker "an engine answers at ${DOCKER_HOST:-$system/var/run/docker.sock}" ;;
@@ -377,6 +406,7 @@ install_packages
 set_up_engine
 if ! venv_works && ! find_python; then die 1 "no Python 3.11 or newer that can make a venv, even now"; fi
 install_project
+if [[ $action = test ]] && ! promtool_there; then step "fetching promtool into .venv" fetch_promtool; fi
 step "building the batch kernels" "$venv/bin/python" -m colocate_workloads
 if [[ $engine = answers ]]; then
   step "making the demo jobs' image" with_engine "$venv/bin/python" -m colocate_workloads --image

@@ -74,7 +74,7 @@ def promtool(figures) -> subprocess.CompletedProcess[bytes]:
 
 
 def documents():
-    controller, watch = watched()
+    _, watch = watched()
     fresh = Watch(Controller(JOBS, Fixed(Plan(1)), Topology.flat(4), no_deadline), {"run": "cafe"})
     return {"no run": None, "nothing": {}, "before the first tick": told(fresh), "full": told(watch)}
 
@@ -201,6 +201,6 @@ def test_a_real_run_is_told(tmp_path):
         assert value(seen, "colocate_memcached_cores") >= 1
         assert value(seen, "colocate_controller_cpu_seconds_total") > 0
         assert value(seen, "colocate_jobs", state="running") == 1
-        assert {name for name, _ in samples(seen)} > {"colocate_actuator_latency_seconds_bucket", "colocate_moves_total"}
+        assert value(seen, "colocate_actuator_latency_seconds_count", kind="pin") > 0
         done = promtool(seen)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

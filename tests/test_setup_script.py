@@ -35,16 +35,19 @@ SHIMS = {
     "apt-get": """
         case $* in
           *install*) ;;
-          *) exit 0 ;;
+          *download*) if [[ ! -e $STATE/lists ]]; then exit 100; fi; touch prometheus_2.42_amd64.deb; exit ;;
+          *) touch "$STATE/lists"; exit 0 ;;
         esac
         if [[ -e $STATE/apt-fails ]]; then echo 'E: no space left'; exit 100; fi
         for package; do
           case $package in
-            gcc | memcached) cp "$STATE/shim" "$BIN/$package" ;;
+            gcc | memcached | chromium) cp "$STATE/shim" "$BIN/$package" ;;
+            chromium-driver) cp "$STATE/shim" "$BIN/chromedriver" ;;
             python*-venv) touch "$STATE/venv" ;;
             docker.io) cp "$STATE/dockerd" "$COLOCATE_ROOT/usr/sbin/dockerd" && touch "$STATE/group" ;;
           esac
         done""",
+    "dpkg": 'mkdir -p "$3/usr/bin" && cp "$STATE/shim" "$3/usr/bin/promtool"',
     # Asked whether it can make a venv, it says no until the package is there. An engine that refuses answers the
     # children of sg only.
     "python3": """
@@ -115,7 +118,7 @@ class Machine:
             (self.state / name).chmod(0o755)
         for name, body in SHIMS.items():
             (self.state / f"do-{name}").write_text(body)
-        for name in ("apt-get", "python3", "id", "getent", "sg", "usermod", "systemctl"):
+        for name in ("apt-get", "dpkg", "python3", "id", "getent", "sg", "usermod", "systemctl"):
             self.add(name)
 
     def add(self, name: str) -> None:
@@ -416,6 +419,50 @@ def test_test_runs_everything_and_ends_with_pytest(machine: Machine) -> None:
     assert done.stdout.splitlines()[-1] == "3 passed in 0.01s"
     machine.run("demo")
     assert not [call for call in machine.calls() if "pip install" in call]  # what tests need is enough for the demo
+
+
+def test_tests_get_a_browser_and_of_prometheus_nothing_but_promtool(machine: Machine) -> None:
+    machine.with_all()
+    assert "would take it out of" in machine.run("--check", "test").stdout
+    done = machine.run("test")
+    assert done.returncode == 0, done.stderr
+    update, install, download = machine.calls("apt-get")
+    assert install.endswith(" --no-remove chromium chromium-driver")
+    assert download == "apt-get -q download prometheus"
+    assert machine.calls("dpkg") == ["dpkg -x ./prometheus_2.42_amd64.deb ."]
+    assert (machine.project / ".venv/bin/promtool").exists()
+    assert not list(machine.top.glob("colocate-promtool.*"))
+    machine.run("test")
+    assert machine.calls("apt-get") == machine.calls("dpkg") == []
+    assert machine.run("--check", "test").stdout.count("missing") == machine.run("--check").stdout.count("missing")
+
+
+def test_promtool_comes_after_fresh_lists_where_there_are_none(machine: Machine) -> None:
+    for name in ("chromium", "chromedriver"):
+        machine.with_all().add(name)
+    assert machine.run("test").returncode == 0
+    assert [call.split()[-1] for call in machine.calls("apt-get")] == ["prometheus", "update", "prometheus"]
+
+
+def test_a_promtool_and_a_browser_that_are_there_are_left_alone(machine: Machine) -> None:
+    for name in ("chromium", "chromedriver", "promtool"):
+        machine.with_all().add(name)
+    assert machine.run("test").returncode == 0
+    assert machine.calls("apt-get") == machine.calls("dpkg") == []
+
+
+def test_on_ubuntu_tests_go_on_without_a_browser_and_say_so(machines: list[Machine]) -> None:
+    done = make(machines, UBUNTU_24).with_all().run("test")
+    assert done.returncode == 0, done.stderr
+    assert "note: no chromium" in done.stderr
+    assert "chromium" not in " ".join(machines[-1].calls("apt-get"))
+    assert (machines[-1].project / ".venv/bin/promtool").exists()
+
+
+def test_only_tests_want_a_browser_and_promtool(machine: Machine) -> None:
+    assert machine.run().returncode == 0
+    assert not re.search("chromium|prometheus", " ".join(machine.calls()))
+    assert not re.search("browser|promtool", machine.run("--check").stdout)
 
 
 def test_a_failed_linter_is_remembered_past_pytest(machine: Machine) -> None:
