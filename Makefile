@@ -23,6 +23,7 @@ test:
 
 # RUNS=DIR: recorded runs to check the model against; CALIBRATION=DIR: their groups' own scans
 bench: setup
+	.venv/bin/python benchmarks/import_time.py
 	.venv/bin/python benchmarks/bench.py
 	.venv/bin/python benchmarks/sim_speed.py
 	.venv/bin/python benchmarks/validate_model.py $(if $(RUNS),--runs $(RUNS)) $(if $(CALIBRATION),--calibration $(CALIBRATION))

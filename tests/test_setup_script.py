@@ -426,7 +426,7 @@ def test_tests_get_a_browser_and_of_prometheus_nothing_but_promtool(machine: Mac
     assert "would take it out of" in machine.run("--check", "test").stdout
     done = machine.run("test")
     assert done.returncode == 0, done.stderr
-    update, install, download = machine.calls("apt-get")
+    _, install, download = machine.calls("apt-get")
     assert install.endswith(" --no-remove chromium chromium-driver")
     assert download == "apt-get -q download prometheus"
     assert machine.calls("dpkg") == ["dpkg -x ./prometheus_2.42_amd64.deb ."]

@@ -35,7 +35,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `calibrate` to the commands."""
     parser = commands.add_parser(
         "calibrate",
-        help="measure this machine, so that it can be simulated",
         description="Measure this machine and write a calibration for `colocate simulate --scenario`.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -44,7 +44,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `compare` to the commands."""
     parser = commands.add_parser(
         "compare",
-        help="policies side by side on the same simulated loads",
         description="Simulate every policy on every load, on all cores of this computer, and tell their means.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -24,7 +24,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `demo` to the commands."""
     parser = commands.add_parser(
         "demo",
-        help="a private memcached, a changing load and four jobs: see it work in two minutes",
         description="Start a private memcached on loopback and a changing load, run the demo jobs beside it, and print "
         "the summary. The load is scaled to what this machine's memcached answers.",
         allow_abbrev=False,

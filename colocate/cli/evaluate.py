@@ -38,7 +38,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `evaluate` to the commands."""
     parser = commands.add_parser(
         "evaluate",
-        help="one score for a policy, safe against code that hangs or crashes",
         description="Simulate a policy in a process of its own with limits on time and memory, and score it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

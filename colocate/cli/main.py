@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
@@ -25,6 +26,21 @@ exit codes: 0 all went as asked, 1 a job or a check failed, 2 bad input or a mis
 3 --duration was over before the jobs were, 130 and 143 interrupted and ended in order
 """
 
+COMMANDS = {
+    "run": "keep a memcached fast and give the other cores to batch jobs",
+    "demo": "a private memcached, a changing load and four jobs: see it work in two minutes",
+    "policy": "tell or change the policy of the run in progress",
+    "restore": "put back what a killed run has left: memcached's cores, containers, processes",
+    "selftest": "try each component for real on this machine",
+    "load": "put a load on memcached, with mcperf's options and output",
+    "calibrate": "measure this machine, so that it can be simulated",
+    "simulate": "try a policy on a model of a machine, in virtual time",
+    "replay": "a recorded run on the model: is the model true, what would another policy have done?",
+    "compare": "policies side by side on the same simulated loads",
+    "evaluate": "one score for a policy, safe against code that hangs or crashes",
+    "report": "what happened in runs: the verdict, tables, figures, a page",
+}  # its module in colocate.cli, and what it is for; only the one that is asked for is loaded
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line and a `UserError`."""
@@ -38,23 +54,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog.removeprefix('colocate ')}: {message}", f"see {self.prog} --help")
 
 
-def build_parser() -> Parser:
-    """The parser with every command."""
-    from colocate.cli import (
-        calibrate,
-        compare,
-        demo,
-        evaluate,
-        load,
-        policy,
-        replay,
-        report,
-        restore,
-        run,
-        selftest,
-        simulate,
-    )
-
+def build_parser(words: Sequence[str]) -> Parser:
+    """The parser for a command line: it knows every command, and the options of the one that stands there."""
     parser = Parser(
         prog="colocate",
         description="Fill the idle cores beside memcached with batch jobs, and give them back in milliseconds.",
@@ -64,8 +65,12 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"colocate {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (run, demo, policy, restore, selftest, load, calibrate, simulate, replay, compare, evaluate, report):
-        module.add_parser(commands)
+    wanted = next((word for word in words if not word.startswith("-")), "")
+    for name, purpose in COMMANDS.items():
+        if name == wanted:
+            import_module(f"colocate.cli.{name}").add_parser(commands)
+        else:
+            commands.add_parser(name, help=purpose)
     return parser
 
 
@@ -75,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that what is open is closed; a run has handlers of its own
         signal.signal(number, _leave)
     try:
-        args = build_parser().parse_args(words)
+        args = build_parser(words).parse_args(words)
         if "configurable" in args:  # the command's options may also stand in a file
             args = parse_with_config(args.configurable, words[1:], args.ignored)
         return int(args.run(args))

@@ -26,7 +26,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `policy` to the commands."""
     parser = commands.add_parser(
         "policy",
-        help="tell or change the policy of the run in progress",
         description="Tell which policy decides in the `colocate run` or `demo` in progress on this machine, or let "
         "another one decide from its next tick on.",
         epilog=_EPILOG,

@@ -34,7 +34,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `replay` to the commands."""
     parser = commands.add_parser(
         "replay",
-        help="a recorded run on the model: is the model true, what would another policy have done?",
         description="Take a recorded run to the model: how true the model is, or what another policy would have done.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -43,7 +43,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `report` to the commands."""
     parser = commands.add_parser(
         "report",
-        help="what happened in runs: the verdict, tables, figures, a page",
         description="Grade runs from their event logs and the load generator's output, and draw them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

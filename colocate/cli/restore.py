@@ -15,7 +15,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `restore` to the commands."""
     parser = commands.add_parser(
         "restore",
-        help="put back what a killed run has left: memcached's cores, containers, processes",
         description="Put back what a killed run has left behind: memcached's affinity, containers, processes. "
         "Refused while a run is going on. Exit code 1 if something could not be put back.",
         allow_abbrev=False,

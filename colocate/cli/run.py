@@ -34,7 +34,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `run` to the commands."""
     parser = commands.add_parser(
         "run",
-        help="keep a memcached fast and give the other cores to batch jobs",
         description="Keep a memcached fast and give the cores that it leaves to batch jobs.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -15,7 +15,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `selftest` to the commands."""
     parser = commands.add_parser(
         "selftest",
-        help="try each component for real on this machine",
         description="Try each component for real on this machine, one line each. Nothing is left behind, and "
         "memcached's affinity is not touched. Exit code 1 if a check fails.",
         allow_abbrev=False,

@@ -42,7 +42,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `simulate` to the commands."""
     parser = commands.add_parser(
         "simulate",
-        help="try a policy on a model of a machine, in virtual time",
         description="Run the very loop of `colocate run` on a model of a machine, in virtual time.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
