@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +23,7 @@ from colocate.web.prometheus import CONTENT_TYPE, DEFINITIONS, exposition, table
 from tests.builders import Fixed, Machine, no_deadline, service_sample, spec
 from tests.live import catalogue, running
 from tests.memcached_fixture import eventually, running_memcached
+from tests.promtool import promtool
 
 ROOT = Path(__file__).parent.parent
 JOBS = [spec("a"), spec('b "quoted"\n'), spec("c", runtime_s={1: 100.0})]
@@ -66,11 +64,10 @@ def value(figures, name: str, **labels: str) -> float | None:
     return samples(figures).get((name, frozenset(labels.items())))
 
 
-def promtool(figures) -> subprocess.CompletedProcess[bytes]:
-    where = os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", "")])
-    program = shutil.which("promtool", path=where)
-    assert program, "promtool is missing: scripts/setup_scheduler.sh test fetches it"
-    return subprocess.run([program, "check", "metrics"], input=exposition(figures)[0], capture_output=True, check=False)
+def checked(figures) -> tuple[int, bytes, bytes]:
+    """What promtool has to say of the exposition; nothing, if all is well."""
+    done = promtool("metrics", given=exposition(figures)[0])
+    return done.returncode, done.stdout, done.stderr
 
 
 def documents():
@@ -81,8 +78,7 @@ def documents():
 
 @pytest.mark.parametrize("case", ["no run", "nothing", "before the first tick", "full"])
 def test_promtool_finds_nothing_to_say(case):
-    done = promtool(documents()[case])
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert checked(documents()[case]) == (0, b"", b"")
 
 
 def test_without_a_run_it_says_so_and_names_itself():
@@ -177,7 +173,7 @@ def test_a_reason_keeps_no_figures_and_stays_short():
     found = samples(told(watch))
     assert len([name for name, _ in found if name == "colocate_moves_total"]) < 100
     assert sum(n for (name, _), n in found.items() if name == "colocate_moves_total") == controller.meter.moves.total()
-    assert promtool(told(watch)).returncode == 0
+    assert checked(told(watch)) == (0, b"", b"")
 
 
 def test_the_committed_table_is_the_generated_one():
@@ -202,5 +198,4 @@ def test_a_real_run_is_told(tmp_path):
         assert value(seen, "colocate_controller_cpu_seconds_total") > 0
         assert value(seen, "colocate_jobs", state="running") == 1
         assert value(seen, "colocate_actuator_latency_seconds_count", kind="pin") > 0
-        done = promtool(seen)
-        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        assert checked(seen) == (0, b"", b"")
