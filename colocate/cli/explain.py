@@ -25,7 +25,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `explain` to the commands."""
     parser = commands.add_parser(
         "explain",
-        help="why memcached had the cores that it had at some time of a run",
         description="Why memcached had the cores that it had: what was seen, planned and done, and the effect.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

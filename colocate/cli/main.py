@@ -39,6 +39,7 @@ COMMANDS = {
     "compare": "policies side by side on the same simulated loads",
     "evaluate": "one score for a policy, safe against code that hangs or crashes",
     "report": "what happened in runs: the verdict, tables, figures, a page",
+    "explain": "why memcached had the cores that it had at some time of a run",
 }  # its module in colocate.cli, and what it is for; only the one that is asked for is loaded
 
 

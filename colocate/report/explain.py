@@ -47,9 +47,7 @@ def parse_moment(text: str, line: Timeline) -> float:
             else:
                 moment = datetime.fromisoformat(text).replace(tzinfo=None)
         except ValueError as error:
-            raise UserError(
-                f"--at {text!r} is no time", "write it like 11:32:07 or 125s"
-            ) from error
+            raise UserError(f"--at {text!r} is no time", "write it like 11:32:07 or 125s") from error
         time_s = (moment - line.zero).total_seconds()
     if not line.begin_s - 1 <= time_s <= line.end_s + 1:
         end = line.zero + timedelta(seconds=line.end_s)
@@ -138,8 +136,8 @@ def _now(line: Timeline, time_s: float, held: Stretch | None) -> str:
 def _since(line: Timeline, change: Change, held: Stretch | None) -> str:
     since = f"It had them since {_clock(line, change.time_s)}"
     if change.before and change.before != change.cores:
-        since += f"; before that it had {_count(len(change.before))}, {format_list(change.before)}"
-    until = f", and kept them until {_clock(line, held.end_s)}" if held and held.end_s < line.end_s else ""
+        since += f" (until then {_count(len(change.before))}, {format_list(change.before)})"
+    until = f" and kept them until {_clock(line, held.end_s)}" if held and held.end_s < line.end_s else ""
     return f"{since}{until}." + (f" The reason given was: {change.reason}." if change.reason else "")
 
 
@@ -161,13 +159,16 @@ def _tick(tick: _Tick, record: Record) -> list[str]:
         shared = f", and let {', '.join(share)} use memcached's, too" if isinstance(share, list) and share else ""
         policy = tick.record.get("policy") or "the policy"
         reason = f", because {why}" if (why := tick.record.get("reason")) else ""
-        lines.append(
-            f"  Planned: {policy} gave memcached {_count(plan[0])} and {jobs or 'no job any'}{shared}{reason}."
-        )
+        given = f"{_count(plan[0])} to memcached, {jobs or 'none to jobs'}"
+        lines.append(f"  Planned by {policy}: {given}{shared}{reason}.")
     rules = [rule for rule in tick.record.get("rules", []) if isinstance(rule, list) and len(rule) == 2]
     changed = "; ".join(f"{name}: {why}" for name, why in rules) or "nothing"
     lines.append(f"  The regulator changed: {changed}.")
-    moves = [_WORDS[m[0]].format(target=m[1], cores=format_list(m[2])) for m in _moves(tick) if m[0] in _WORDS]
+    moves = [
+        _WORDS[m[0]].format(target=m[1], cores=format_list(m[2]) if m[2] else "")
+        for m in _moves(tick)
+        if m[0] in _WORDS
+    ]
     lines.append(f"  Done: {'; '.join(moves) or 'nothing'}.")
     return lines
 
@@ -223,9 +224,8 @@ def _at(stretches: Sequence[Stretch], time_s: float) -> Stretch | None:
 
 def _moves(tick: _Tick) -> list[tuple[str, str, list[int]]]:
     moves = tick.record.get("moves", [])
-    return [
-        (str(m[0]), str(m[1]), m[2]) for m in moves if isinstance(m, list) and len(m) == 3 and isinstance(m[2], list)
-    ]
+    whole = [m for m in moves if isinstance(m, list) and len(m) == 3 and isinstance(m[2], list)]
+    return [(str(kind), str(target), cores) for kind, target, cores in whole]
 
 
 def _clock(line: Timeline, time_s: float) -> str:
