@@ -12,7 +12,7 @@ BOUNDS_S = (
 )  # fmt: skip
 _MOST_REASONS = 60  # so many lines of each kind a time series data base can bear
 _LONGEST_REASON = 80
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(?<![A-Za-z\d.])\d+(?:\.\d+)?")  # a figure, not the end of a name such as p95
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import matplotlib as mpl
@@ -31,6 +32,7 @@ from colocate.report.timeline import Change, Timeline, holders
 _FORMATS = (".png", ".svg", ".pdf")
 _WIDTH_IN = 10.0
 _MOST_CAUSES = 10
+_LABEL = 40  # characters
 _FEW = 150  # so many points may have a marker each
 _STYLE: dict[Any, Any] = {
     "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6,
@@ -106,7 +108,9 @@ def _figure_moves(record: Record, wished: Mapping[str, str]) -> Figure:
                 SERVICE_COLOUR if change.target == SERVICE else "#444444" for change in changes if _mark(change) == kind
             ]
             below.scatter(at, [row] * len(at), marker=marker, s=26, c=ours, linewidths=1.0, zorder=3)
-    below.set_yticks(range(len(lanes)), [f"{name} ({len(changes)})" for name, changes in lanes])
+    below.set_yticks(
+        range(len(lanes)), [f"{shorten(name, _LABEL, placeholder='...')} ({len(changes)})" for name, changes in lanes]
+    )
     below.set_ylim(len(lanes) - 0.4, -0.6)
     below.grid(axis="y", color="#E5E5E5", linewidth=0.6)
     below.set_ylabel("reason" if any(change.reason for change in line.changes) else "event")
@@ -122,7 +126,6 @@ def _figure_moves(record: Record, wished: Mapping[str, str]) -> Figure:
         fontsize=8,
     )
     _time_axis(below, record)
-    _title(figure, record)
     return figure
 
 
@@ -243,7 +246,12 @@ def _core_map(axes: Axes, record: Record, wished: Mapping[str, str]) -> None:
     axes.set_yticks(range(len(cores)), [f"core {core}" for core in cores])
     axes.set_ylim(len(cores) - 0.5, -0.5)
     handles = [Patch(color=SERVICE_COLOUR, label=SERVICE), *(Patch(color=c, label=n) for n, c in colours.items())]
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=8, frameon=False, fontsize=8)
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # noqa: S101 -- these axes are in one
+    figure.legend(  # its title is the figure's: a title of its own would stand in its way
+        handles=handles, loc="outside upper center", ncols=8, frameon=False, fontsize=8,
+        title="   ".join(headline(record)), title_fontsize=9.5,
+    )  # fmt: skip
 
 
 def _lanes(line: Timeline) -> list[tuple[str, list[Change]]]:
