@@ -155,6 +155,19 @@ def test_a_job_moves_pauses_and_goes_on(made: Made) -> None:
         seen(host, sample(LONG, lambda job, paused=paused: job.paused is paused))
 
 
+def test_a_resize_during_a_start_is_confirmed_after_it(made: Made) -> None:
+    host, _ = made
+    host.act(Move(MoveKind.CREATE, "two", TWO, LONG.threads))
+    seen(host, told("two", JobEventKind.CREATED))
+    host.act(Move(MoveKind.START, "two", ONE, LONG.threads))
+    at_once = host.act(Move(MoveKind.RESIZE, "two", TWO))  # a real start may be that quick
+    last = JobEventKind.STARTED if at_once else JobEventKind.RESIZED
+    _, events = seen(host, told("two", last))
+    assert [event.kind for event in events] == [JobEventKind.STARTED, JobEventKind.RESIZED][: 2 - at_once]
+    assert at_once or events[-1].cores == TWO
+    seen(host, sample(LONG, lambda job: job.cores == TWO))
+
+
 def test_a_wait_ends_early_when_a_job_does(made: Made) -> None:
     host, _ = made
     begun(host, SHORT)

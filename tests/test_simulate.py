@@ -12,7 +12,7 @@ import pytest
 
 from colocate import mcperf
 from colocate.cli.main import main
-from colocate.eventlog import violations
+from colocate.eventlog import parse, violations
 from colocate.metrics import read_run
 from tests.calibrations import JOBS, small_text
 from tests.live import colocate
@@ -24,6 +24,14 @@ from colocate.policy import Plan, Policy, View
 class Broken(Policy):
     def decide(self, view: View) -> Plan:
         raise RuntimeError("out of ideas")
+"""
+
+GROWING = """\
+from colocate.policy import Plan, Policy, View
+
+class Growing(Policy):
+    def decide(self, view: View) -> Plan:
+        return Plan(1, {"two": 1 if view.jobs["two"].state == "waiting" else 2})
 """
 
 
@@ -90,6 +98,17 @@ def test_a_policy_that_raises_shows_in_a_simulated_run_as_in_a_live_one(scenario
     assert summary["warnings"] == [
         "the policy failed 3 times, then the safe policy took over; at first: RuntimeError: out of ideas"
     ]
+
+
+def test_a_job_that_grows_while_it_starts_is_confirmed_and_nobody_elses_doing(scenario, tmp_path, capsys):
+    policy = tmp_path / "growing.py"
+    policy.write_text(GROWING)
+    summary = simulated(scenario, tmp_path / "logs", capsys, "--policy", f"{policy}:Growing", "--duration", "5s")
+    log = parse(Path(str(summary["log"])).read_text())
+    start, update = [event for event in log.events if event.job == "two"][:2]
+    assert (start.event, len(start.cores)) == ("start", 1)
+    assert (update.event, len(update.cores), update.time) == ("update_cores", 2, start.time)
+    assert not [event.comment for event in log.events if "confirmed" in event.comment]
 
 
 def test_duration_ends_a_run_before_its_jobs(scenario, tmp_path, capsys):

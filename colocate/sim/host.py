@@ -124,7 +124,7 @@ class SimHost:
             return False
         elif name in self._starting:  # what is wished for it holds from its start on
             if kind is MoveKind.RESIZE:
-                self._starting[name].cores = move.cores
+                self._starting[name].resized = move.cores
             else:
                 self._starting[name].paused = kind is MoveKind.PAUSE
             return False
@@ -217,8 +217,10 @@ class SimHost:
             return
         if self._share:
             self.machine.share(self.machine.shared | {name})
-        self.machine.start(name, self._created[name], wish.cores)
-        self._tell(name, JobEventKind.STARTED)
+        self.machine.start(name, self._created[name], wish.resized or wish.cores)
+        self._tell(name, JobEventKind.STARTED, cores=wish.cores)
+        if wish.resized:
+            self._tell(name, JobEventKind.RESIZED, cores=wish.resized)
         if wish.paused:
             self.machine.pause(name, paused=True)
             self._tell(name, JobEventKind.PAUSED)
@@ -231,8 +233,8 @@ class SimHost:
             self._starting.pop(name, None)
             self._tell(name, JobEventKind.GONE)
 
-    def _tell(self, name: str, kind: JobEventKind, code: int | None = None) -> None:
-        self._events.append(JobEvent(name, kind, self._now_s, code))
+    def _tell(self, name: str, kind: JobEventKind, code: int | None = None, cores: CoreSet = frozenset()) -> None:
+        self._events.append(JobEvent(name, kind, self._now_s, code, cores=cores))
         if self._timer is not None:  # end the wait here, and let its timer pass without effect
             self._timer.callbacks.clear()
             self._timer = None
@@ -241,9 +243,10 @@ class SimHost:
 
 @dataclass(slots=True)
 class Starting:
-    """A job whose start is on its way, and what is wished for it."""
+    """A job whose start is on its way, and what has been wished for it since: other cores (empty if none), a pause."""
 
     cores: CoreSet
+    resized: CoreSet = frozenset()
     paused: bool = False
 
 
