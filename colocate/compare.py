@@ -111,8 +111,6 @@ def play(settings: SimSettings, contender: Contender, log_dir: Path) -> Outcome:
     complete = verdict.complete and run.ending.why == "done"
     makespan_s = verdict.makespan_s if complete and verdict.makespan_s else settings.duration_s or LONGEST_S
     ratio = verdict.overlap.value if verdict.overlap.intervals else verdict.whole.value
-    machine = run.machine
-    service_cores = machine.service_cpu_s / machine.time_s
     return Outcome(
         policy=contender.name,
         seed=chosen.seed or 0,
@@ -122,7 +120,7 @@ def play(settings: SimSettings, contender: Contender, log_dir: Path) -> Outcome:
         slo_violation_ratio=ratio or 0.0,
         unavoidable_ratio=_unavoidable(chosen, watch.end_s - makespan_s, watch.end_s),
         core_moves_per_min=60 * verdict.core_moves / makespan_s,
-        useful_cycles_ratio=(machine.batch_cpu_s / makespan_s + service_cores) / len(chosen.topology.cores),
+        useful_cycles_ratio=run.busy_ratio,
         share=watch.share,
         fell_back=run.controller.counts["fallback"] > 0,
         fault=watch.fault,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,6 +112,23 @@ def test_runs_that_are_not_done_in_time_count_with_the_whole_time(settings: SimS
     idle = written(tmp_path, "return Plan(4)")
     run = play(replace(settings, seed=1, duration_s=3.0), idle, tmp_path)
     assert (run.complete, run.makespan_s, run.slo_violation_ratio) == (False, 3.0, 0.0)
+
+
+def changed(settings: SimSettings, figure: str, value: float) -> None:
+    """Write another value of a figure into the scenario."""
+    path = Path(settings.scenario)
+    text, count = re.subn(rf"(?m)^{figure} = .*$", f"{figure} = {{ value = {value} }}", path.read_text())
+    assert count == 1
+    path.write_text(text)
+
+
+def test_no_machine_is_busy_for_more_than_all_of_its_time(settings: SimSettings, tmp_path: Path) -> None:
+    changed(settings, "cpu_us", 20.0)  # two cores serve 125,000 a second: a request is worth 16 us of them
+    body = "return Plan(2, share_out(view.jobs.values(), 2), share=frozenset(view.jobs))"
+    full = replace(settings, seed=1, qps_targets=(90_000,))
+    sharing, alone = play(full, written(tmp_path, body), tmp_path), play(full, STATIC, tmp_path)
+    assert sharing.share
+    assert 0.5 < alone.useful_cycles_ratio < sharing.useful_cycles_ratio <= 1
 
 
 def test_a_bad_policy_is_told_before_anything_runs(settings: SimSettings) -> None:

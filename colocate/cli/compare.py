@@ -33,8 +33,9 @@ same load, the same machine and the same noise to every policy. Intervals hold t
 (Student's t over the seeds). The second table has the differences to the first policy named, seed by seed: where zero
 is outside the interval the difference is more than chance (marked *). `unavoidable` is the share of load intervals that
 break the SLO even with nothing beside memcached, as the machine that was drawn is too slow; it is part of the
-violations. `useful` is the share of the machine's cycles in which memcached or a job ran. `over oracle` is against the
-best schedule that is known, found with the whole load known in advance. Every figure is the model's, not a measurement.
+violations. `useful` is the share of the machine's cycles in which memcached, its interrupts or a job ran. `over oracle`
+is against the best schedule that is known, found with the whole load known in advance. Every figure is the model's, not
+a measurement.
 
 loads:
 {LOADS}"""

@@ -26,8 +26,8 @@ class Outcome:
         makespan_s: where jobs were left when the time was over, that time.
         end_s: from the beginning of the run, which is before the first job's start, to its end; the oracle counts so.
         complete: every job ended.
-        useful_cycles_ratio: batch and memcached CPU over all cycles of the managed cores within the makespan;
-            memcached's at its mean over the run.
+        useful_cycles_ratio: share of the managed cores' time, from the beginning of the run to its end, in which
+            memcached, interrupts that serve it, or a job ran; memcached at its capacity fills its cores.
         unavoidable_ratio: share of its load intervals that break the SLO even with nothing beside memcached.
         share: the policy let jobs run on memcached's cores.
         fell_back: the policy failed so often that the safe one took over.

@@ -125,7 +125,6 @@ class Machine:
         self.service_cpu_s = 0.0
         self.service_requests = 0.0
         self.service_wait_s = 0.0
-        self.batch_cpu_s = 0.0
         self.core_busy_s = dict.fromkeys(topology.cores, 0.0)
         self._service = service
         self._batch = batch
@@ -288,7 +287,6 @@ class Machine:
                 if rate.until - job.done < _EPSILON:  # a boundary missed by rounding would never be reached
                     job.done = max(job.done, rate.until)
                 job.cpu_s += rate.cpu_cores * dt_s
-                self.batch_cpu_s += rate.cpu_cores * dt_s
 
     def _report(self) -> None:
         """A load interval is over."""

@@ -98,6 +98,8 @@ class Simulated:
 
     Attributes:
         load: what the load generator would have printed.
+        busy_ratio: share of the managed cores' time, from the beginning to the ending, in which memcached, interrupts
+            that serve it, or a job ran.
         machine: as the run left it, once the load interval in which it ended was over.
     """
 
@@ -105,6 +107,7 @@ class Simulated:
     controller: Controller
     log_path: Path
     load: mcperf.Output
+    busy_ratio: float
     machine: Machine
 
 
@@ -167,9 +170,10 @@ def simulate(
         interrupted=interrupted,
         show=show,
     )
+    busy_ratio = sum(machine.core_busy_s.values()) / machine.time_s / len(machine.topology.cores)
     interval_s = setup.trace.interval_s
     host.run_on((host.now() // interval_s + 1) * interval_s)
-    return Simulated(ending, controller, log.path, reported(machine), machine)
+    return Simulated(ending, controller, log.path, reported(machine), busy_ratio, machine)
 
 
 def reported(machine: Machine) -> mcperf.Output:
