@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from colocate.cli.main import main
 from colocate.compare import Contender, compare, parse_contenders, parse_seeds, play
 from colocate.errors import UserError
-from colocate.simulation import SimSettings
+from colocate.simulation import SimSettings, setup
 from tests.calibrations import JOBS, small_text
 
 STATIC = Contender("static", "static")
@@ -129,6 +131,69 @@ def test_no_machine_is_busy_for_more_than_all_of_its_time(settings: SimSettings,
     sharing, alone = play(full, written(tmp_path, body), tmp_path), play(full, STATIC, tmp_path)
     assert sharing.share
     assert 0.5 < alone.useful_cycles_ratio < sharing.useful_cycles_ratio <= 1
+
+
+def test_violations_that_the_drawn_machine_has_in_any_case_are_told_apart(settings: SimSettings) -> None:
+    changed(settings, "machine_sd", 1.0)
+    constant = replace(settings, qps_targets=(110_000,))
+    seeds = [1, 2]
+    fast, slow = (setup(replace(constant, seed=seed)).noise().speed() * 125_000 for seed in seeds)
+    assert slow < 110_000 < fast / 2, "what the two machines serve with two cores"
+    found = compare(constant, [STATIC, Contender("one", "static", ("service_cores=1",))], seeds)
+    for runs in found.outcomes.values():
+        assert [run.unavoidable_ratio for run in runs] == [0.0, 1.0]
+        assert runs[1].slo_violation_ratio == 1.0
+    assert found.unwinnable_seeds() == 1
+    assert [row.unavoidable_ratio for row in found.rows()] == [0.5, 0.5]
+
+
+def test_violations_that_a_policy_makes_are_not_unavoidable(settings: SimSettings) -> None:
+    heavy = replace(settings, qps_targets=(20_000, 90_000), typical=True)  # one core serves 65,000 a second
+    found = compare(heavy, [Contender("one", "static", ("service_cores=1",)), STATIC], [1], ask_oracle=False)
+    one, two = found.rows()
+    assert one.slo_violation_ratio.mean > two.slo_violation_ratio.mean == 0.0
+    assert (one.unavoidable_ratio, two.unavoidable_ratio) == (0.0, 0.0)
+
+
+def test_only_the_intervals_of_the_jobs_time_can_be_unavoidable(settings: SimSettings) -> None:
+    targets = (5_000, 5_000, 119_000, 5_000, *[119_000] * 96)  # 2 s each; 119,000 is too much for two cores
+    brief = replace(settings, qps_targets=targets, typical=True, duration_s=7.0)
+    assert compare(brief, [STATIC], [1], ask_oracle=False).rows()[0].unavoidable_ratio == 0.25
+
+
+COMPARE = ("compare", "--policies", "static,static[service_cores=3]", "--seeds", "2", "--workers", "1")
+
+
+def test_the_oracle_is_told_where_it_was_asked(settings: SimSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = (*COMPARE, "--scenario", settings.scenario, "--json")
+    assert main([*asked]) == 0
+    with_it = json.loads(capsys.readouterr().out)
+    assert main([*asked, "--no-oracle"]) == 0
+    without = json.loads(capsys.readouterr().out)
+    assert set(with_it["oracle"]) == {"exclusive", "sharing"}
+    assert all(row["over_oracle"] >= 1 for row in with_it["rows"])
+    assert without["oracle"] == {}
+    assert [row["over_oracle"] for row in without["rows"]] == [None, None]
+    for document in (with_it, without):  # all else is the same
+        del document["oracle"], document["unwinnable_seeds"]
+        for row in document["rows"]:
+            del row["over_oracle"]
+    assert with_it == without
+
+
+def test_the_table_has_no_oracle_where_none_was_asked(
+    settings: SimSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = (*COMPARE, "--scenario", settings.scenario, "--csv", str(tmp_path / "runs.csv"))
+    assert main([*asked]) == 0
+    told, header = capsys.readouterr().out, (tmp_path / "runs.csv").read_text().splitlines()[0]
+    assert main([*asked, "--no-oracle"]) == 0
+    untold, columns = capsys.readouterr().out, (tmp_path / "runs.csv").read_text().splitlines()[0]
+    assert "oracle, whole cores" in told
+    assert header.endswith("exclusive_lower_bound_s,exclusive_best_s,sharing_lower_bound_s,sharing_best_s")
+    assert "oracle, " not in untold
+    assert "best" not in columns
+    assert "static[service_cores=3]" in untold
 
 
 def test_a_bad_policy_is_told_before_anything_runs(settings: SimSettings) -> None:
