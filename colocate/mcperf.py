@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from colocate.errors import UserError
@@ -22,7 +22,7 @@ _LATE = "# late"
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,6})?"
 _ROW = re.compile(rf"read((?:\s+(?:{_NUMBER}|-?nan)){{15}})\s+({_NUMBER})\s+([0-9]{{1,15}})")
 _TARGETS = re.compile(r"Total number of intervals = ([0-9]{1,9}) \((.*)")
-_TARGETS_GO_ON = re.compile(r"[0-9,\s]*\)?\s*")
+_TARGETS_GO_ON = re.compile(r"[0-9,\s]*(?:\)\s*)?")
 _TIMESTAMP = re.compile(r"Timestamp (start|end): ([0-9]{1,20})\b")
 _TOTAL = re.compile(r"Total QPS = \S+ \([0-9]+ / ([0-9]{1,9}(?:\.[0-9]{1,6})?)s\)")
 _INTERVAL = re.compile(r"# interval: ([0-9]{1,9}(?:\.[0-9]{1,9})?) s")
@@ -152,7 +152,7 @@ def parse_all(text: str, *, interval_s: float | None = None) -> list[Output]:
         elif is_late_mark(line) and part.rows:
             part.rows[-1] = replace(part.rows[-1], late=True)
         elif match := _TARGETS.search(line):
-            part.read_targets(int(match[1]), match[2], lines[index + 1 :])
+            part.read_targets(int(match[1]), match[2], (lines[i] for i in range(index + 1, len(lines))))
         elif match := _TIMESTAMP.search(line):
             if match[1] == "start":
                 part.start_ms = int(match[2])
@@ -262,14 +262,14 @@ class _Part:
     def rows_or_trailer(self) -> bool:
         return bool(self.rows) or self.total_s is not None
 
-    def read_targets(self, count: int, text: str, following: Sequence[str]) -> None:
+    def read_targets(self, count: int, text: str, following: Iterable[str]) -> None:
         """The waveform's list, which a terminal may have wrapped anywhere, even inside a number."""
-        text = text.rstrip()
+        pieces = [text.rstrip()]
         for line in following:
-            if ")" in text or not line.strip() or not _TARGETS_GO_ON.fullmatch(line):
+            if ")" in pieces[-1] or not line.strip() or not _TARGETS_GO_ON.fullmatch(line):
                 break
-            text += line.strip()
-        self.targets = tuple(int(number) for number in re.findall(r"[0-9]{1,10}", text))
+            pieces.append(line.strip())
+        self.targets = tuple(int(number) for number in re.findall(r"[0-9]{1,10}", "".join(pieces)))
         if len(self.targets) != count:
             self.warnings.append(f"{count} intervals announced, {len(self.targets)} listed")
 
