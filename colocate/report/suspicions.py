@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from itertools import combinations, pairwise
-from sys import maxsize
 
 from colocate.eventlog import SCHEDULER, Deviation, Log
 
@@ -16,11 +16,11 @@ _PAUSE = re.compile(r"\bpaus(?:e|ed|es|ing)\b", re.IGNORECASE)
 def runs(log: Log) -> list[Log]:
     """The runs in one file, each from its `start scheduler`; at least one, perhaps without events."""
     begins = [i for i, e in enumerate(log.events) if i and (e.event, e.job) == ("start", SCHEDULER)]
-    parts = [log.events[low:high] for low, high in pairwise([0, *begins, None])]
-    lines = [0, *(part[0].line_number for part in parts[1:]), maxsize]
+    lines = [d.line_number for d in log.deviations]
+    first = [bisect_left(lines, log.events[i].line_number) for i in begins]
     return [
-        Log(part, tuple(d for d in log.deviations if low <= d.line_number < high))
-        for part, (low, high) in zip(parts, pairwise(lines), strict=True)
+        Log(log.events[low:high], log.deviations[first:last])
+        for (low, high), (first, last) in zip(pairwise([0, *begins, None]), pairwise([0, *first, None]), strict=True)
     ]
 
 
@@ -33,16 +33,17 @@ def suspicions(log: Log) -> list[Deviation]:
     """
     found: list[Deviation] = []
     ids = frozenset[int]().union(*(e.cores for e in log.events))
-    if len(ids) >= 4 and len(ids) % 2 == 0 and ids == frozenset(range(1, len(ids) + 1)):
-        line = next(e.line_number for e in log.events if max(ids) in e.cores)
-        found.append(Deviation(line, "one-based", f"core {max(ids)}, never core 0"))
+    highest = len(ids)
+    if highest >= 4 and highest % 2 == 0 and ids == frozenset(range(1, highest + 1)):
+        line = next(e.line_number for e in log.events if highest in e.cores)
+        found.append(Deviation(line, "one-based", f"core {highest}, never core 0"))
     if not any(e.event == "pause" for e in log.events):
         told = [e for e in log.events if e.event == "custom" and _PAUSE.search(e.comment)]
         found += [Deviation(e.line_number, "pause-as-custom", e.comment[:80]) for e in told]
-    ends = [e.time for e in log.events if e.batch and e.event == "end"]
+    last = max((e.time for e in log.events if e.batch and e.event == "end"), default=None)
     for event in log.events:
-        if ends and (event.event, event.job) == ("end", SCHEDULER):
-            late_s = (event.time - max(ends)).total_seconds()
+        if last is not None and (event.event, event.job) == ("end", SCHEDULER):
+            late_s = (event.time - last).total_seconds()
             if late_s > _LATE_END_S:
                 found.append(Deviation(event.line_number, "late-end", f"{late_s:.0f} s after the last job"))
     return found
