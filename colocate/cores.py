@@ -13,6 +13,7 @@ from colocate.errors import UserError
 CoreSet = frozenset[int]
 
 _MAX_CORE = 8191  # the kernel's largest CONFIG_NR_CPUS
+_MAX_PART = 100  # signs; far fewer than the digits that Python refuses to convert
 
 
 def parse_ranges(text: str) -> CoreSet:
@@ -22,13 +23,15 @@ def parse_ranges(text: str) -> CoreSet:
         UserError: the text is no such list.
     """
     cores: set[int] = set()
+    told = 0
     for part in text.strip().split(",") if text.strip() else []:
         first, dash, last = part.strip().partition("-")
         last = last if dash else first
-        if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
+        if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()) or len(part) > _MAX_PART:
             raise UserError(f"{text.strip()!r} is not a set of cores", "write it like 0-2,4")
         low, high = int(first), int(last)
-        if low > high or high > _MAX_CORE:
+        told += high - low + 1
+        if low > high or high > _MAX_CORE or told > _MAX_CORE + 1:  # the last: the same ones again and again
             raise UserError(f"{part.strip()!r} is no range of cores", "write it like 0-2,4")
         cores.update(range(low, high + 1))
     return frozenset(cores)

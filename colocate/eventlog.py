@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from io import FileIO
 from itertools import count
 from pathlib import Path
@@ -383,17 +384,12 @@ def _read_arguments(event: Event, rest: str, codes: list[str]) -> Event:
         codes.append("core-list-bad" if rest else "missing-arguments")
         return event
     written, number, more = match.groups()
-    ids = re.sub(r"[^0-9,-]", "", written)
     try:
-        cores = parse_ranges(ids)
-        canonical = format_list(cores)
-    except (UserError, ValueError):  # no list, an empty one, or of more digits than Python converts
+        cores, wrong = _read_cores(written)
+    except (UserError, ValueError):  # no list, or an empty one
         codes.append("core-list-bad")
         return event
-    if written != canonical:
-        order = [int(core) for core in ids.split(",") if core.isdigit()]
-        codes += ["core-list-order"] if order != sorted(order) else []
-        codes += ["core-list-form"] if len(order) != len(cores) or re.fullmatch(_CORES, written) is None else []
+    codes += wrong
     if event.event == "update_cores":
         codes += ["extra-arguments"] if number else []
         return replace(event, cores=cores)
@@ -401,3 +397,15 @@ def _read_arguments(event: Event, rest: str, codes: list[str]) -> Event:
     codes += ["missing-arguments"] if threads is None else []
     codes += ["extra-arguments"] if more else []
     return replace(event, cores=cores, threads=threads)
+
+
+@lru_cache(maxsize=64)  # a log has few sets, again and again; and a short line can name thousands of cores
+def _read_cores(written: str) -> tuple[CoreSet, tuple[str, ...]]:
+    ids = re.sub(r"[^0-9,-]", "", written)
+    cores = parse_ranges(ids)
+    if written == format_list(cores):
+        return cores, ()
+    order = [int(core) for core in ids.split(",") if core.isdigit()]
+    unsorted = ("core-list-order",) if order != sorted(order) else ()
+    canonical = len(order) == len(cores) and re.fullmatch(_CORES, written)
+    return cores, unsorted if canonical else (*unsorted, "core-list-form")

@@ -21,7 +21,7 @@ def test_the_kernels_list_format(text, cores):
     assert parse_ranges(text) == cores
 
 
-@pytest.mark.parametrize("text", ["a", "3-1", "-1", "1-", "1,,2", "0-99999999999", "1.5", "٣"])
+@pytest.mark.parametrize("text", ["a", "3-1", "-1", "1-", "1,,2", "0-99999999999", "1.5", "٣", "9" * 9999, "0-8191,0"])
 def test_what_is_no_set_is_named(text):
     with pytest.raises(UserError, match=r"not a set of cores|no range"):
         parse_ranges(text)
