@@ -257,7 +257,7 @@ def parse(text: str) -> Log:
     if crlf := next((number for number, line in enumerate(lines, 1) if line.endswith("\r")), 0):
         deviations.append(Deviation(crlf, "crlf", ""))
     if lines[-1]:
-        deviations.append(Deviation(len(lines), "no-final-newline", _excerpt(lines[-1])))
+        deviations.append(Deviation(len(lines), "no-final-newline", excerpt(lines[-1])))
     else:
         lines.pop()
     events, cycle = list[Event](), LifeCycle()
@@ -271,7 +271,7 @@ def parse(text: str) -> Log:
                 codes.append(fault)
             cycle.take(event)
             events.append(event)
-        deviations += [Deviation(number, code, _excerpt(line)) for code in codes]
+        deviations += [Deviation(number, code, excerpt(line)) for code in codes]
     return Log(tuple(events), tuple(sorted(deviations, key=lambda deviation: deviation.line_number)))
 
 
@@ -292,7 +292,7 @@ def violations(text: str) -> list[str]:
     for number, line in enumerate(lines, 1):
         event, codes = _read_line(line, number) if _STRICT.fullmatch(line) else (None, [])
         if event is None or codes:
-            found.append(f"line {number}: not in the grammar: {_excerpt(line)}")
+            found.append(f"line {number}: not in the grammar: {excerpt(line)}")
             continue
         if events and event.time < events[-1].time:
             found.append(f"line {number}: time-goes-back")
@@ -305,6 +305,11 @@ def violations(text: str) -> list[str]:
     if not events or (events[-1].event, events[-1].job) != ("end", SCHEDULER):
         found.append("the last line is not `end scheduler`")
     return found
+
+
+def excerpt(text: str) -> str:
+    """The beginning of what somebody else has written, fit to be shown in a line on a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:80])
 
 
 def _create(directory: Path, stem: str) -> FileIO:
@@ -328,10 +333,6 @@ def _core_set(cores: Iterable[int]) -> CoreSet:
         raise IllegalEvent(str(error)) from error
 
 
-def _excerpt(line: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in line[:80])
-
-
 def _read_line(line: str, number: int) -> tuple[Event | None, list[str]]:
     """The event on a line, if there is one, and the deviations in its form."""
     if not line.strip():
@@ -352,7 +353,7 @@ def _read_line(line: str, number: int) -> tuple[Event | None, list[str]]:
         job = job[prefix.end() :]
         codes.append("job-prefix")
     if not re.fullmatch(_NAME, job):
-        job = job.lower()
+        job = excerpt(job.lower())
         codes.append("job-name")
     event = Event(moment, kind, job, line_number=number)
     if kind == "custom":

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from itertools import combinations, pairwise
 
-from colocate.eventlog import SCHEDULER, Deviation, Log
+from colocate.eventlog import SCHEDULER, Deviation, Log, excerpt
 
 _LATE_END_S = 60.0
 _PAUSE = re.compile(r"\bpaus(?:e|ed|es|ing)\b", re.IGNORECASE)
@@ -39,7 +39,7 @@ def suspicions(log: Log) -> list[Deviation]:
         found.append(Deviation(line, "one-based", f"core {highest}, never core 0"))
     if not any(e.event == "pause" for e in log.events):
         told = [e for e in log.events if e.event == "custom" and _PAUSE.search(e.comment)]
-        found += [Deviation(e.line_number, "pause-as-custom", e.comment[:80]) for e in told]
+        found += [Deviation(e.line_number, "pause-as-custom", excerpt(e.comment)) for e in told]
     last = max((e.time for e in log.events if e.batch and e.event == "end"), default=None)
     for event in log.events:
         if last is not None and (event.event, event.job) == ("end", SCHEDULER):
