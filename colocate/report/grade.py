@@ -210,7 +210,7 @@ def _lives(events: Iterable[Event]) -> dict[str, _Life]:
         elif event.event == "pause" and life.paused is None:
             life.paused, life.pauses = event.time, life.pauses + 1
         elif event.event in {"unpause", "end"} and life.paused is not None:
-            life.pause_s += (event.time - life.paused).total_seconds()
+            life.pause_s += max(0.0, (event.time - life.paused).total_seconds())
             life.paused = None
         if event.event == "end":
             life.end = event.time
@@ -223,8 +223,8 @@ def _service_moves(events: Iterable[Event]) -> int:
 
 
 def _job(life: _Life, first: datetime) -> JobGrade:
-    wall_s = (life.end - life.start).total_seconds() if life.end else None
-    run_s = wall_s - life.pause_s if wall_s is not None else None
+    wall_s = max(0.0, (life.end - life.start).total_seconds()) if life.end else None  # a log's time may go back
+    run_s = max(0.0, wall_s - life.pause_s) if wall_s is not None else None
     return JobGrade((life.start - first).total_seconds(), wall_s, run_s, life.threads)
 
 
