@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from colocate.controller import Controller
+from colocate.errors import UserError
 from colocate.host.control import ask
 from colocate.meter import BOUNDS_S, cause
 from colocate.move import SERVICE, Move, MoveKind
@@ -174,6 +176,13 @@ def test_a_reason_keeps_no_figures_and_stays_short():
     assert len([name for name, _ in found if name == "colocate_moves_total"]) < 100
     assert sum(n for (name, _), n in found.items() if name == "colocate_moves_total") == controller.meter.moves.total()
     assert checked(told(watch)) == (0, b"", b"")
+
+
+def test_without_the_extra_a_hint_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colocate.web.prometheus")
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(UserError, match=r"'prometheus_client' is missing; pip install 'colocate\[web\]'"):
+        importlib.import_module("colocate.web.prometheus")
 
 
 def test_the_committed_table_is_the_generated_one():
