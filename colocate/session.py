@@ -25,6 +25,7 @@ from colocate.eventlog import SchedulerLogger, parse
 from colocate.host.cgroup import JobCgroup
 from colocate.host.containers import ContainerRuntime
 from colocate.host.find import find, local_address
+from colocate.host.guard import Guard
 from colocate.host.latency import LatencySource, Probe, Reported
 from colocate.host.live import Doorbell, LiveHost, Service
 from colocate.host.memcached import ServiceAffinity
@@ -84,6 +85,7 @@ class Settings:
     shadow: str | None = None
     shadow_options: tuple[str, ...] = ()
     share: bool = True
+    guard: bool = True
 
 
 @dataclass(slots=True)
@@ -97,6 +99,7 @@ class Session:
         metrics: one record a tick, beside the log.
         sharing: whether jobs may share memcached's cores at idle priority, and how that was proved.
         run_id: as it stands in the labels of the run's containers.
+        guard_pid: the process that puts everything back if this one is killed.
         begin_s: when it began, seconds since the epoch.
     """
 
@@ -108,6 +111,7 @@ class Session:
     doorbell: Doorbell
     sharing: Verdict
     run_id: str
+    guard_pid: int | None = None
     begin_s: float = 0.0
 
     def run(self, show: Callable[[Controller], None] | None = None) -> Ending:
@@ -119,6 +123,7 @@ class Session:
             "run": self.run_id,
             "log": str(self.log.path.absolute()),
             "since": self.log.now().isoformat(timespec="seconds"),
+            "guard": self.guard_pid,
         })  # fmt: skip
 
         def shown(controller: Controller) -> None:
@@ -210,6 +215,7 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
     _check_latency_file(settings.latency_from)
 
     lock = Lock(settings.state_dir / "lock" if settings.state_dir else default_lock())
+    guard: Guard | None = None
     if not settings.dry_run:
         lock.acquire()
     try:
@@ -224,6 +230,8 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
         affinity = ServiceAffinity(affinity.process)  # as it is now that nobody else is at it
         doorbell = Doorbell()
         saved = Saved(secrets.token_hex(4), boot_id(), settings.runtime, "", affinity.to_json())
+
+        guard = _guard(settings, state.path.parent, lock.path, saved.run)
 
         def remember(of: ServiceAffinity) -> None:
             state.write(replace(saved, service=of.to_json()))
@@ -271,12 +279,26 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
                 remember(affinity)
             metrics = MetricsWriter(metrics_path(log.path))
             metrics.write(first_record("live", asdict(settings), topology.cores, settings.slo, sharing=asdict(verdict)))
-            yield Session(settings, host, controller, log, metrics, doorbell, verdict, saved.run)
+            pid = guard.pid if guard else None
+            yield Session(settings, host, controller, log, metrics, doorbell, verdict, saved.run, pid)
         finally:
             if not host.close(settings.on_exit) and not settings.dry_run:
                 state.clear()
     finally:
+        if guard is not None:
+            guard.end(all_is_back=not state.path.exists())
         lock.release()
+
+
+def _guard(settings: Settings, directory: Path, lock: Path, run: str) -> Guard | None:
+    """What puts everything back if we are killed; a warning where it cannot be."""
+    if settings.dry_run or not settings.guard:
+        return None
+    try:
+        return Guard(directory, lock, run)
+    except OSError as error:
+        sys.stderr.write(f"colocate: warning: no guard: {error}; after a kill -9, see `colocate restore`\n")
+        return None
 
 
 def _sharing(

@@ -103,7 +103,7 @@ def alive(command: str, parent: int) -> list[int]:
 
 def test_kill_minus_nine_and_restore(tmp_path, server, jobs_of, docker_client):
     before, original = ours(docker_client), masks(server.pid)
-    with running(tmp_path, server, *jobs_of({"spin": "spin 2"})) as run:
+    with running(tmp_path, server, "--no-guard", *jobs_of({"spin": "spin 2"})) as run:
         run.until("start spin")
         run.process.kill()
         run.process.wait()
@@ -121,7 +121,7 @@ def test_kill_minus_nine_and_restore(tmp_path, server, jobs_of, docker_client):
 
 def test_after_kill_minus_nine_the_next_run_puts_back_what_was_there_first(tmp_path, server, jobs_of, docker_client):
     before, original = ours(docker_client), masks(server.pid)
-    arguments = jobs_of({"spin": "spin 1"})
+    arguments = ["--no-guard", *jobs_of({"spin": "spin 1"})]
     with running(tmp_path, server, *arguments) as run:
         run.until("start spin")
         run.process.kill()

@@ -393,7 +393,7 @@ def test_a_policy_that_shares_has_the_job_on_memcacheds_cores(
 def test_killed_and_restored_nothing_is_left(
     tmp_path: Path, own_server: Memcached, shared_run: list[str], docker_client: docker.DockerClient
 ) -> None:
-    with running(tmp_path, own_server, *shared_run) as run:
+    with running(tmp_path, own_server, "--no-guard", *shared_run) as run:
         run.until(f"start {JOB}")
         run.process.kill()
         run.process.wait()

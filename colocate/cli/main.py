@@ -30,6 +30,7 @@ COMMANDS = {
     "run": "keep a memcached fast and give the other cores to batch jobs",
     "demo": "a private memcached, a changing load and four jobs: see it work in two minutes",
     "policy": "tell or change the policy of the run in progress",
+    "status": "what is held on this machine now, by whom, and since when",
     "restore": "put back what a killed run has left: memcached's cores, containers, processes",
     "selftest": "try each component for real on this machine",
     "load": "put a load on memcached, with mcperf's options and output",

@@ -73,6 +73,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--once", action="store_true", help="one decision, then end")
     add("--dry-run", action="store_true", help="look and decide for real, touch nothing; until Ctrl-C or --duration")
     add("--no-share", action="store_true", help="jobs never share memcached's cores, not even at idle priority")
+    add("--no-guard", action="store_true", help="no process that puts everything back if this one is killed")
     add("--state-dir", type=Path, metavar="DIR", help="where lock and recovery state lie (default /run/colocate)")
     add("--config", type=Path, metavar="FILE", help="options from this file instead of ./colocate.toml")
     add_report_option(parser)
@@ -113,6 +114,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         shadow=args.shadow,
         shadow_options=options.shadow_options(args),
         share=not args.no_share,
+        guard=not args.no_guard,
     )
 
 

@@ -1,0 +1,122 @@
+"""A process that outlives its controller: once that has died, however it died, it puts the machine back.
+
+    python -m colocate.host.guard PIDFD STATE_DIRECTORY LOCK RUN
+
+It waits on a pidfd (pidfd_open(2)), which the kernel makes readable when the process has ended and not before: a
+controller that is stopped, starved or slow is alive. Nothing is put back twice: the guard takes the machine's lock
+first, and a run whose state file is gone has put everything back itself. It has a session of its own, so that what
+kills the controller's terminal or process group leaves it alone. Where everything in a control group is killed at
+once, as systemd does it, the unit's `ExecStopPost=colocate restore` does its work. It imports little until needed.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+LOG = "guard.log"  # in the state directory: what the guard has to say
+_RETRY_S = 1.0
+_GIVE_UP_S = 600.0  # what cannot be put back by then is `colocate restore`'s
+_END_S = 2.0
+
+
+class Guard:
+    """The controller's end of it.
+
+    Args:
+        directory: the run's state directory.
+        lock: the machine's lock.
+        run: the run's id, as in the state file.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self, directory: Path, lock: Path, run: str) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        pidfd = os.pidfd_open(os.getpid())
+        argv = [sys.executable, "-m", "colocate.host.guard", str(pidfd), str(directory), str(lock), run]
+        try:
+            with (directory / LOG).open("w") as log:
+                self._process = subprocess.Popen(
+                    argv, pass_fds=(pidfd,), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+        finally:
+            os.close(pidfd)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def end(self, *, all_is_back: bool) -> None:
+        """The run is over: end the guard, or leave it behind to try on where not all is put back."""
+        if not all_is_back:
+            self._process.returncode = 0  # nobody waits for it any more
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def main(argv: list[str]) -> int:
+    """Wait for the controller's end and put back what it has left."""
+    pidfd, directory, lock, run = int(argv[0]), Path(argv[1]).absolute(), Path(argv[2]).absolute(), argv[3]
+    sys.path = [str(Path(place).absolute()) for place in sys.path]
+    os.chdir("/")
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    over = select.poll()
+    over.register(pidfd, select.POLLIN)
+    over.poll()
+    return _put_back(directory, lock, run)
+
+
+def _put_back(directory: Path, lock_path: Path, run: str) -> int:
+    from colocate.errors import UserError
+    from colocate.host.state import Lock, StateFile
+
+    state, lock = StateFile(directory), Lock(lock_path)
+    give_up_s = time.monotonic() + _GIVE_UP_S
+    while True:
+        try:
+            lock.acquire()
+        except UserError as error:
+            _say(f"left to others: {error}")  # a new run puts back what an earlier one has left before it begins
+            return 0
+        try:
+            saved = state.read()
+            if saved is None or saved.run != run:
+                return 0
+            from colocate.host.restore import restore
+
+            done, failed = restore(saved)
+            for line in (*done, *(f"not put back: {line}" for line in failed)):
+                _say(line)
+            if not failed:
+                state.clear()
+                return 0
+        finally:
+            lock.release()
+        if time.monotonic() > give_up_s:
+            _say("gave up; see `colocate restore`")
+            return 1
+        time.sleep(_RETRY_S)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{datetime.now().isoformat(timespec='milliseconds')} {text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,118 @@
+"""The guard puts the machine back when its controller dies, and only then; `status` tells what is held."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import docker
+import psutil
+import pytest
+
+from colocate.eventlog import violations
+from colocate.host.control import ask
+from tests.live import Run, catalogue, colocate, masks, running
+from tests.memcached_fixture import Memcached, eventually, running_memcached
+
+WHOLE_CORES = ("--policy", "static", "--no-share")
+
+
+@pytest.fixture
+def server():
+    with running_memcached() as made:
+        yield made
+
+
+@pytest.fixture(params=["docker", "process"])
+def spinning(request, tmp_path: Path, behave_binary: Path) -> list[str]:
+    """The arguments of a run with one job that never ends."""
+    if request.param == "docker":
+        image = request.getfixturevalue("behave_image")
+        file = catalogue(tmp_path / "jobs.toml", image, {"spin": "/behave spin 1"})
+    else:
+        file = catalogue(tmp_path / "jobs.toml", "none", {"spin": "./behave spin 1"}, behave_binary.parent)
+    return ["--jobs", str(file), "--runtime", request.param, *WHOLE_CORES]
+
+
+def status(run: Run, tmp_path: Path) -> dict:
+    return ask(tmp_path / "state", {"request": "status"})
+
+
+def containers(client: docker.DockerClient) -> set[str]:
+    return {c.name for c in client.containers.list(all=True, filters={"label": "colocate.run"})}
+
+
+def test_a_killed_controller_is_cleaned_up_after(
+    tmp_path: Path, server: Memcached, spinning: list[str], docker_client: docker.DockerClient
+) -> None:
+    before, original = containers(docker_client), masks(server.pid)
+    with running(tmp_path, server, *spinning) as run:
+        run.until("start spin")
+        guard = psutil.Process(status(run, tmp_path)["guard"])
+        run.process.kill()
+        run.process.wait()
+        eventually(lambda: not guard.is_running() or guard.status() == psutil.STATUS_ZOMBIE, "the guard has ended")
+    assert (containers(docker_client), masks(server.pid)) == (before, original)
+    assert not (tmp_path / "state/state.json").exists()
+    assert run.log.endswith(" end scheduler\n")
+    assert violations(run.log) == []
+    told = (tmp_path / "state/guard.log").read_text()
+    assert "memcached's affinity restored" in told
+    assert "not put back" not in told
+
+
+def test_a_controller_that_hangs_is_left_alone_and_goes_on(
+    tmp_path: Path, server: Memcached, spinning: list[str]
+) -> None:
+    with running(tmp_path, server, *spinning) as run:
+        run.until("start spin")
+        guard, held = psutil.Process(status(run, tmp_path)["guard"]), masks(server.pid)
+        run.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(psutil.TimeoutExpired):
+            guard.wait(3.0)  # that nothing happens can only be waited for
+        assert masks(server.pid) == held
+        assert (tmp_path / "state/guard.log").read_text() == ""
+        run.process.send_signal(signal.SIGCONT)
+        assert run.end(signal.SIGTERM) == 143
+        assert not psutil.pid_exists(guard.pid)
+
+
+def test_a_run_that_ends_in_order_takes_its_guard_with_it(
+    tmp_path: Path, server: Memcached, spinning: list[str]
+) -> None:
+    with running(tmp_path, server, *spinning) as run:
+        run.until("start spin")
+        guard = status(run, tmp_path)["guard"]
+        assert os.getsid(guard) == guard  # a Ctrl-C on the run's terminal does not reach it
+        assert run.end(signal.SIGINT) == 130
+        assert not psutil.pid_exists(guard)
+
+
+def test_without_a_guard_status_tells_what_is_left_until_it_is_put_back(
+    tmp_path: Path, server: Memcached, spinning: list[str]
+) -> None:
+    state = ("--state-dir", str(tmp_path / "state"))
+    idle = colocate("status", *state, cwd=tmp_path)
+    assert (idle.returncode, idle.stdout) == (0, "no run in progress, nothing is held\n")
+    with running(tmp_path, server, "--no-guard", *spinning) as run:
+        run.until("start spin")
+        told = json.loads(colocate("status", "--json", *state, cwd=tmp_path).stdout)
+        assert told["running"] is True
+        assert told["pid"] == run.process.pid
+        assert told["guard"] is None
+        assert told["service"]["pid"] == server.pid
+        assert set(told["service"]["cores"]) == masks(server.pid)[server.pid]
+        assert told["jobs"]["spin"]["state"] == "running"
+        text = colocate("status", *state, cwd=tmp_path).stdout
+        assert f"pid {run.process.pid}" in text
+        assert "no guard" in text
+        run.process.kill()
+        run.process.wait()
+    left = colocate("status", *state, cwd=tmp_path)
+    assert left.returncode == 1
+    assert told["run"] in left.stdout
+    assert "colocate restore" in left.stdout
+    assert colocate("restore", *state, cwd=tmp_path).returncode == 0
+    assert colocate("status", *state, cwd=tmp_path).returncode == 0
