@@ -32,7 +32,7 @@ def suspicions(log: Log) -> list[Deviation]:
     `late-end`: `end scheduler` stands more than a minute after the last job's end.
     """
     found: list[Deviation] = []
-    ids = frozenset[int]().union(*(e.cores for e in log.events))
+    ids = frozenset[int]().union(*{e.cores for e in log.events})
     highest = len(ids)
     if highest >= 4 and highest % 2 == 0 and ids == frozenset(range(1, highest + 1)):
         line = next(e.line_number for e in log.events if highest in e.cores)
