@@ -1,10 +1,11 @@
-.PHONY: help setup check run test bench bench-live bench-policies
+.PHONY: help setup check run test fuzz bench bench-live bench-policies
 
 help:
 	@echo 'make setup   set up what is missing'
 	@echo 'make check   tell what is there and what is missing; change nothing'
 	@echo 'make run     set up, then run the demo'
 	@echo 'make test    set up, then run the linters and the tests'
+	@echo 'make fuzz    set up, then look for texts that the parsers of logs and of mcperf fail on (FUZZ_S seconds for each)'
 	@echo 'make bench   set up, then measure what the controller costs, how fast it acts and how true the model is'
 	@echo 'make bench-live      set up, then compare policies on this machine, a quiet one with two cores (13 minutes)'
 	@echo 'make bench-policies  set up, then compare all policies on the simulated machines (half an hour)'
@@ -20,6 +21,13 @@ run:
 
 test:
 	scripts/setup_scheduler.sh test
+
+# FUZZ_S=SECONDS for each of the two parsers; RUNS=DIR: recorded runs to begin with
+FUZZ_S ?= 60
+fuzz: setup
+	.venv/bin/python -m pip install -q -e '.[dev,fuzz]'
+	.venv/bin/python -m tests.fuzz eventlog --seconds $(FUZZ_S) $(if $(RUNS),--corpus $(RUNS))
+	.venv/bin/python -m tests.fuzz mcperf --seconds $(FUZZ_S) $(if $(RUNS),--corpus $(RUNS))
 
 # RUNS=DIR: recorded runs to check the model against; CALIBRATION=DIR: their groups' own scans
 bench: setup

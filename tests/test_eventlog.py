@@ -401,22 +401,3 @@ def test_a_run_counts_if_every_job_starts_and_ends():
     assert check(parse(lines("start scheduler", "start memcached [0] 1", "end scheduler"))) == ["no batch job"]
     assert check(parse(lines("start a [1] 1", "start b [1] 1", "end a"))) == ["line 2: b starts and never ends"]
     assert check(parse(lines("end a"))) == ["line 1: a ends and never starts"]
-
-
-@given(
-    st.text()
-    | st.text(alphabet="0123456789-T:. []startendpauscumo_mcached,\n\r")
-    | st.binary().map(lambda data: data.decode(errors="replace"))
-)
-def test_any_text_can_be_read_and_judged(text):
-    parse(text)
-    assert violations(text)
-
-
-@given(st.data())
-def test_a_damaged_log_can_be_read(data):
-    place = data.draw(st.integers(0, len(EXAMPLE)))
-    damaged = EXAMPLE[:place] + data.draw(st.text(max_size=3)) + EXAMPLE[place + data.draw(st.integers(0, 40)) :]
-    log = parse(damaged)
-    assert damaged == EXAMPLE or log.events != () or log.deviations != ()
-    check(log)

@@ -3,8 +3,6 @@ import math
 from datetime import datetime
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from colocate import mcperf
@@ -174,26 +172,6 @@ def test_oddities_that_no_rule_forbids():
 def test_one_run_under_two_names():
     other = log(*STORY[:-1], (76, "end scheduler"))
     assert same_runs({"x": RUN, "y": other, "z": parse(text(*STORY))}) == [("x", "z")]
-
-
-lines = st.lists(
-    st.tuples(
-        st.integers(0, 10**6),
-        st.sampled_from(["start", "end", "pause", "unpause", "update_cores", "custom"]),
-        st.sampled_from(["a", "b", "scheduler", "memcached"]),
-    ),
-    max_size=20,
-)
-latencies = st.lists(st.none() | st.floats(0, 10), max_size=10)
-
-
-@given(lines, latencies)
-def test_no_log_is_too_odd(story, measured):
-    verdict = grade(log(*((t, f"{event} {job} [1] 1") for t, event, job in story)), every(5, *measured))
-    assert 0 <= verdict.coverage <= 1
-    assert verdict.overlap.value is None or 0 <= verdict.overlap.value <= 1
-    assert verdict.inside.intervals <= verdict.overlap.intervals <= verdict.whole.intervals
-    assert verdict.makespan_s is None or verdict.makespan_s >= 0
 
 
 ROW = (100.0,) * 11
