@@ -187,8 +187,10 @@ def test_intervals_from_a_generator_that_was_late_are_unmeasured():
     assert [i.latency_ms for i in reported_intervals(output)] == [0.5, None, None]
     assert [i.start_s - START for i in reported_intervals(output)] == [0, 10, 20]
     assert reported_intervals(output, 99)[0].latency_ms == 0.9
-    with pytest.raises(UserError, match="p42"):
-        reported_intervals(output, 42)
+    assert reported_intervals(output, 99.9)[0].latency_ms == 0.9
+    for percentile in (42, 9.5, 9.99):
+        with pytest.raises(UserError, match=f"p{percentile}"):
+            reported_intervals(output, percentile)
 
 
 def test_intervals_from_the_probe():

@@ -151,7 +151,7 @@ def reported_intervals(output: mcperf.Output, percentile: float = 95.0) -> list[
         UserError: mcperf does not report that percentile.
     """
     column = f"p{percentile:g}_us".replace(".", "")
-    if column not in {f.name for f in fields(mcperf.Row)}:
+    if column not in {f.name for f in fields(mcperf.Row)} or (percentile < 99 and percentile % 1):  # 9.5 is no p95
         raise UserError(f"mcperf does not report p{percentile:g}", "give --percentile 90, 95 or 99")
     found: list[Interval] = []
     for start_s, end_s, row in mcperf.intervals(output):
