@@ -26,6 +26,7 @@ from colocate.view import JobView, Series, View
 Answer = Mapping[str, object]
 _MOVES_KEPT = 50
 _HISTORY_S = 60.0
+_PACE_S = 10.0  # a job's pace is what it got in that time: between two ticks it is anything
 _ALMOST = 0.99  # what is measured of a job's work may be less than its work
 
 
@@ -39,7 +40,7 @@ class Seen:
 
 
 class Watch:
-    """Keeps what the loop cannot tell afterwards: the last moves. Another thread asks for the documents.
+    """Keeps what the loop cannot tell afterwards: the last moves, and the jobs' pace. Another thread asks for the documents.
 
     Args:
         controller: the run's.
@@ -51,6 +52,7 @@ class Watch:
         self._facts = facts
         self._begin_s: float | None = None
         self._moves: deque[Seen] = deque(maxlen=_MOVES_KEPT)
+        self._work: deque[tuple[float, dict[str, float]]] = deque(maxlen=int(_PACE_S) + 1)  # a second: when, CPU time
 
     def show(self, controller: Controller) -> None:
         """For the loop, after each tick; costs next to nothing."""
@@ -59,6 +61,9 @@ class Watch:
             return
         if self._begin_s is None:
             self._begin_s = decision.view.time_s
+        if not self._work or decision.view.time_s - self._work[-1][0] >= 1.0:
+            told = {job.name: job.cpu_s for job in decision.view.jobs.values() if job.cpu_s is not None}
+            self._work.append((decision.view.time_s, told))
         for move in decision.moves:
             if move.kind is not MoveKind.CREATE:
                 self._moves.append(Seen(decision.view.time_s - self._begin_s, move, _held(decision.view, move.target)))
@@ -137,9 +142,10 @@ class Watch:
                 "p95_ms": service.latency_ms.value,
                 "p95_age_s": service.latency_ms.age_s,
                 "p95_samples": service.latency_ms.samples,
+                "latency_source": self._controller.seen.service.latency_source,
                 "connections": service.connections,
             },
-            "jobs": {job.name: _job(job, view) for job in view.jobs.values()},
+            "jobs": {job.name: _job(job, view, self._pace_cores(job, view)) for job in view.jobs.values()},
             "history": {name: _seconds(view.series.get(name)) for name in ("qps", "latency_ms", "cpu_cores")},
             "moves": [
                 {
@@ -154,9 +160,20 @@ class Watch:
             ],
         }
 
+    def _pace_cores(self, job: JobView, view: View) -> float | None:
+        """The CPU that a job got over the last ten seconds, or since it was first measured; None before."""
+        if job.cpu_s is None:
+            return None
+        for time_s, told in list(self._work):
+            if (
+                0.0 <= told.get(job.name, math.inf) <= job.cpu_s and view.time_s > time_s
+            ):  # more than now: before a retry
+                return (job.cpu_s - told[job.name]) / (view.time_s - time_s)
+        return job.cpu_cores
 
-def progress(job: JobView, view: View) -> tuple[float | None, float | None]:
-    """How much of a job's work is done, and the seconds until its end at its present pace; None where not known.
+
+def progress(job: JobView, view: View, pace_cores: float | None) -> tuple[float | None, float | None]:
+    """How much of a job's work is done, and the seconds until its end at a pace (CPU in cores); None where not known.
 
     Work is CPU time, counted against what the job took alone with one thread.
     """
@@ -166,11 +183,11 @@ def progress(job: JobView, view: View) -> tuple[float | None, float | None]:
     if whole_s is None or job.state not in ACTIVE or job.cpu_s is None:
         return (0.0 if whole_s is not None and job.state is JobState.WAITING else None), None
     done = min(_ALMOST, job.cpu_s / whole_s)
-    return done, (1.0 - done) * whole_s / job.cpu_cores if job.cpu_cores else None
+    return done, (1.0 - done) * whole_s / pace_cores if pace_cores else None
 
 
-def _job(job: JobView, view: View) -> dict[str, object]:
-    done, left_s = progress(job, view)
+def _job(job: JobView, view: View, pace_cores: float | None) -> dict[str, object]:
+    done, left_s = progress(job, view, pace_cores)
     return {
         "state": str(job.state),
         "cores": sorted(job.cores),

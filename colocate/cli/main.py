@@ -29,6 +29,7 @@ exit codes: 0 all went as asked, 1 a job or a check failed, 2 bad input or a mis
 COMMANDS = {
     "run": "keep a memcached fast and give the other cores to batch jobs",
     "demo": "a private memcached, a changing load and four jobs: see it work in two minutes",
+    "top": "watch the run in progress on a terminal",
     "policy": "tell or change the policy of the run in progress",
     "status": "what is held on this machine now, by whom, and since when",
     "restore": "put back what a killed run has left: memcached's cores, containers, processes",

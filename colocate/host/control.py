@@ -30,6 +30,10 @@ Waiting = Callable[[], bool]  # whether the client is still there
 Handler = Callable[[Mapping[str, object], Waiting], Answer]
 
 
+class NoRunError(UserError):
+    """Nobody answers at a control socket, or there is none."""
+
+
 class ControlServer:
     """Answers requests on a thread of its own, one after the other, so that no client ever holds up the loop.
 
@@ -119,13 +123,14 @@ def ask(directory: Path, request: Mapping[str, object], patience_s: float = _ANS
     """What the run whose state lies in `directory` answers.
 
     Raises:
-        UserError: no run answers there, or it refuses; in its words.
+        NoRunError: no run is there.
+        UserError: it does not answer, or it refuses; in its words.
     """
     place = directory / NAME
     try:
         answer = _ask(directory, json.dumps(request).encode() + b"\n", time.monotonic() + patience_s)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
-        raise UserError(f"no run in progress answers at {place}", "start one, or give its --state-dir") from error
+        raise NoRunError(f"no run in progress answers at {place}", "start one, or give its --state-dir") from error
     except PermissionError as error:
         raise UserError(f"{place}: the run is another user's", "ask as that user or as root") from error
     except TimeoutError as error:

@@ -1,0 +1,1 @@
+"""`colocate top`: a run in progress on a terminal. Needs the extra `top`."""
