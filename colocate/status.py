@@ -40,7 +40,7 @@ class Seen:
 
 
 class Watch:
-    """Keeps what the loop cannot tell afterwards: the last moves, and the jobs' pace. Another thread asks for the documents.
+    """Keeps what the loop cannot tell afterwards: the last moves, the jobs' pace. Another thread asks for documents.
 
     Args:
         controller: the run's.
@@ -164,10 +164,8 @@ class Watch:
         """The CPU that a job got over the last ten seconds, or since it was first measured; None before."""
         if job.cpu_s is None:
             return None
-        for time_s, told in list(self._work):
-            if (
-                0.0 <= told.get(job.name, math.inf) <= job.cpu_s and view.time_s > time_s
-            ):  # more than now: before a retry
+        for time_s, told in list(self._work):  # the oldest first; of an earlier attempt there may be more than now
+            if told.get(job.name, math.inf) <= job.cpu_s and time_s < view.time_s:
                 return (job.cpu_s - told[job.name]) / (view.time_s - time_s)
         return job.cpu_cores
 

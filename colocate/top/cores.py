@@ -90,7 +90,7 @@ def _letters(core: Core, who: Mapping[str, Mark]) -> Text:
     held = _holders(core, who)
     if not held:
         return Text("· ", DIM)
-    made = Text(held[0].letter, f"bold {held[0].colour}")
+    made = Text().append(held[0].letter, f"bold {held[0].colour}")
     if len(held) == 2:
         made.append(held[1].letter, f"bold {held[1].colour}")
     else:

@@ -64,7 +64,7 @@ def ending(document: Document) -> str:
     try:
         log = Path(document["log"])
         if not log.read_text(encoding="utf-8").endswith(" end scheduler\n"):
-            return "The run has gone without an end in its log: `colocate restore` puts things back."
+            return "The run has gone without an end in its log: `colocate restore` puts things back"
         summary = json.loads(summary_path(log).read_text(encoding="utf-8"))
         words = [_CODES.get(summary["exit_code"], f"exit code {summary['exit_code']}")]
         if summary["makespan_s"] is not None:
@@ -72,5 +72,5 @@ def ending(document: Document) -> str:
         if summary["intervals"]:
             words.append(f"{summary['violations']} of {summary['intervals']} intervals over the SLO")
     except (OSError, ValueError, LookupError):  # no summary yet, or another user's files
-        return "The run has ended."
-    return f"The run has ended: {', '.join(words)}."
+        return "The run has ended"
+    return f"Ended: {', '.join(words)}"

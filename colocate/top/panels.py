@@ -35,7 +35,7 @@ def header(picture: Picture, width: int, *, paused: bool) -> Text:
     second = Text(f" log {_end_of(str(document['log']), width - 5)}", DIM)
     rows = [first, second]
     if picture.remark:
-        rows.append(Text(f" {picture.remark}{' q quits.' if picture.ended else ''}", f"bold #000000 on {ALARM}"))
+        rows.append(Text(f" {picture.remark}", f"bold #000000 on {ALARM}"))
     for row in rows:
         row.truncate(width, overflow="ellipsis")
     return lines(rows)
