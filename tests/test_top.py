@@ -328,6 +328,9 @@ def test_a_chart_shows_the_newest_values_and_a_little_is_not_nothing():
     assert row.plain == " ▁▄█"
     assert chart([], 4, 1, "#56B4E9")[0].plain == "    "
     assert chart([1.0, 2.0], 120, 1, "#56B4E9")[0].plain == " " * 116 + "▄▄██"
+    wide = chart([float(second) for second in range(90)], 75, 1, "#56B4E9")[0].plain
+    assert len(wide) == 75
+    assert wide.strip() == wide
 
 
 def test_cells_get_smaller_with_more_cores_and_the_place_tells_the_number():

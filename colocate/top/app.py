@@ -26,15 +26,15 @@ _LEAST_MOVES = 3
 _PANELS = {"cores": cores_panel, "service": service_panel, "jobs": jobs_panel, "moves": moves_panel}
 _HELP = """\
 [b]CORES[/b]      one cell a core: who holds it, and how busy it was of late
-           [b]M[/b] memcached, [b]a b c[/b] jobs (the letters are in the table of jobs)
+           [b]M[/b] memcached, [b]a b c[/b] jobs by the letters in their table
            [b]Ma[/b] job a shares a core of memcached's at idle priority
            [b]M2[/b] two jobs do, [b]·[/b] nobody has it
            with very many cores: a letter on memcached's colour shares
-[b]MEMCACHED[/b]  the last minute, a column a second, the newest on the right
-           the red line is the SLO, a red bar breaks it
+[b]MEMCACHED[/b]  the last minute, the newest second on the right
+           the line is the SLO; what reaches beyond breaks it
            12/60 s: in so many of the seconds told it was broken
 [b]JOBS[/b]       progress and time left: CPU time against what the job takes
-           alone, at its present pace; ? where that was not measured
+           alone, at the pace of the last 10 s; ? where not measured
 [b]MOVES[/b]      the newest first: from which cores to which, and why
 
 [b]q[/b] quit (the run goes on)   [b]p[/b] hold the picture   [b]?[/b] this help\

@@ -15,20 +15,20 @@ _SAMPLES = 60  # seconds that are kept
 def chart(
     values: Sequence[float | None], width: int, height: int, colour: str, *, limit: float | None = None
 ) -> list[Text]:
-    """The rows, the highest first; the newest value is on the right, a value that is missing leaves a gap.
+    """The rows, the highest first, of a value a second; the newest is on the right, a missing one leaves a gap.
 
     With a limit, the scale is such that it lies between two rows, the lower half (of one row: the whole) being below;
     what exceeds it has the colour of an alarm, and the limit is a line of underscores where no bar hides it.
     """
-    columns = max(1, width // _SAMPLES)
-    shown = values[-(width // columns) :] if width >= columns else []
+    minute = [*[None] * (_SAMPLES - len(values)), *values[-_SAMPLES:]]
+    seconds = min(width, _SAMPLES)  # that are shown; where there is more room, some of them are wider
+    shown = [minute[_SAMPLES - seconds + column * seconds // width] for column in range(width)]
     under = max(1, height // 2)  # rows below the limit
     top = limit * height / under if limit else max((v for v in shown if v is not None), default=0.0)
     rows = []
     for row in range(height - 1, -1, -1):
         made = Text(no_wrap=True)
         on_limit = limit is not None and row == under and height > 1
-        made.append(("_" if on_limit else " ") * (width - columns * len(shown)), ALARM)
         for value in shown:
             share = min(1.0, value / top) if value is not None and top > 0 else 0.0
             filled = share * height - row
@@ -39,6 +39,6 @@ def chart(
             if late and row == under and glyph == " ":
                 glyph = _LEVELS[1]  # just over is over
             line = on_limit and glyph == " "
-            made.append(("_" if line else glyph) * columns, ALARM if late or line else colour)
+            made.append("_" if line else glyph, ALARM if late or line else colour)
         rows.append(made)
     return rows
