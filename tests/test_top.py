@@ -410,7 +410,7 @@ def test_the_ending_is_told_from_log_and_summary(tmp_path):
     told = {"log": str(log)}
     assert ending(told) == "The run has ended"  # nothing to read
     log.write_text("2026-11-25T12:00:00.000000 start scheduler\n")
-    assert "gone without an end in its log: `colocate restore`" in ending(told)
+    assert "gone without an end in its log; see `colocate status`" in ending(told)
     log.write_text("2026-11-25T12:00:00.000000 start scheduler\n2026-11-25T12:00:09.000000 end scheduler\n")
     assert ending(told) == "The run has ended"  # its summary is not written yet
     summary = {"exit_code": 0, "makespan_s": 50.52, "intervals": 11, "violations": 2}
@@ -424,10 +424,9 @@ def test_the_ending_is_told_from_log_and_summary(tmp_path):
 
 
 def test_without_a_run_one_line_says_so(tmp_path):
-    for arguments in ([], ["--json"]):
-        done = colocate("top", "--state-dir", str(tmp_path), *arguments, cwd=tmp_path)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-        assert "no run in progress answers at" in done.stderr
+    done = colocate("top", "--state-dir", str(tmp_path), cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "no run in progress answers at" in done.stderr
 
 
 def test_the_help_names_the_keys_and_needs_no_run(tmp_path):
@@ -442,9 +441,7 @@ def test_live_it_shows_a_run_leaves_it_alone_and_says_how_it_ended(tmp_path, beh
     state = tmp_path / "state"
     with running_memcached() as server, running(tmp_path, server, *options) as run:
         run.until("start spin")
-        done = colocate("top", "--state-dir", str(state), "--json", cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "")
-        told = json.loads(done.stdout)
+        told = status_of(state)
         assert list(told["jobs"]) == ["spin"]
         assert told["pid"] == run.process.pid
         assert str(run.logs) in told["log"]
@@ -459,7 +456,7 @@ def test_live_it_shows_a_run_leaves_it_alone_and_says_how_it_ended(tmp_path, beh
 
         piloted(look, first=told, source=lambda: status_of(state))
         assert run.process.poll() is None
-        assert colocate("top", "--state-dir", str(state), "--json", cwd=tmp_path).returncode == 0
+        assert status_of(state)["jobs"]["spin"]["state"] == "running"
 
         async def watch(app, pilot):
             run.process.send_signal(signal.SIGTERM)

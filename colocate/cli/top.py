@@ -10,14 +10,13 @@ from pathlib import Path
 from colocate.cli import options
 from colocate.errors import UserError, needs
 from colocate.host.state import default_directory
-from colocate.report.summary import to_json
 from colocate.top.feed import status_of
 
 _EPILOG = """\
 examples:
   colocate top                             watch the run in progress on this machine; q leaves it alone
   colocate top --every 250ms               look four times a second instead of once
-  colocate top --json | jq .service        one document for a script: what the screen shows, and more
+  colocate status --json                   what is shown, once, for a script
 
 keys: q quit, p hold the picture, ? what the panels show
 
@@ -41,7 +40,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--every", type=options.seconds, default=1.0, metavar="TIME", help="between two looks (default 1s)"
     )
-    parser.add_argument("--json", action="store_true", help="print one status document as JSON instead")
     parser.set_defaults(run=top_command)
 
 
@@ -49,12 +47,9 @@ def top_command(args: argparse.Namespace) -> int:
     """Watch until the user quits."""
     source = partial(status_of, args.state_dir or default_directory())
     first = source()
-    if args.json:
-        sys.stdout.write(to_json(first) + "\n")
-        return 0
     with needs("top"):
         from colocate.top.app import TopApp
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UserError("top: this is no terminal", "start it in one, or say --json for one document")
+        raise UserError("top: this is no terminal", "start it in one, or see `colocate status`")
     TopApp(source, first, args.every).run()
     return 0

@@ -64,7 +64,7 @@ def ending(document: Document) -> str:
     try:
         log = Path(document["log"])
         if not log.read_text(encoding="utf-8").endswith(" end scheduler\n"):
-            return "The run has gone without an end in its log: `colocate restore` puts things back"
+            return "The run has gone without an end in its log; see `colocate status`"
         summary = json.loads(summary_path(log).read_text(encoding="utf-8"))
         words = [_CODES.get(summary["exit_code"], f"exit code {summary['exit_code']}")]
         if summary["makespan_s"] is not None:

@@ -12,6 +12,7 @@ from rich.text import Text
 from colocate.eventlog import SERVICE
 
 # Okabe and Ito's colours, which people with any kind of colour blindness can tell apart; every one has a letter, too.
+# Those of a report are for white paper; half of them could not be seen on a dark terminal.
 SERVICE_COLOUR = "#56B4E9"
 ALARM = "#D55E00"  # an SLO that breaks, a job that failed: nobody else's
 JOB_COLOURS = ("#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2")
