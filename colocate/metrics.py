@@ -130,9 +130,12 @@ def read(path: Path) -> Iterator[dict[str, object]]:
         OSError: the file cannot be read.
     """
     with path.open(encoding="utf-8", errors="replace") as file:
-        for record in map(_decode, file):
-            if record is not None:
-                yield record
+        yield from decode(file)
+
+
+def decode(lines: Iterable[str]) -> Iterator[dict[str, object]]:
+    """The records on these lines, without the torn ones."""
+    return (record for line in lines if (record := _decode(line)) is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +153,14 @@ def read_run(path: Path) -> Metrics:
     Raises:
         OSError: the file cannot be read.
     """
-    head: dict[str, object] = {}
+    return sort_out(read(path))
+
+
+def sort_out(records: Iterable[Mapping[str, Any]]) -> Metrics:
+    """Head, begin and ticks of the records of one run; what is none of them is left out."""
+    head: Mapping[str, Any] = {}
     begin, ticks = None, []
-    for record in read(path):
+    for record in records:
         if isinstance(record.get("moves"), list) and isinstance(record.get("t"), int | float):
             ticks.append(record)
         elif "settings" in record:

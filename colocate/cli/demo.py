@@ -14,7 +14,7 @@ from rich.console import Console
 
 from colocate.cli.progress import reporting
 from colocate.cli.report import check_report
-from colocate.cli.run import add_run_options, conclude, run_shown, settings_from
+from colocate.cli.run import add_run_options, conclude, dashboard, run_shown, settings_from
 from colocate.demo import IP, background_load, choose_runtime, private_memcached, scaled_load
 from colocate.load.generator import capacity_qps
 from colocate.session import session
@@ -46,7 +46,7 @@ def demo_command(args: argparse.Namespace) -> int:
         if why:
             say(f"jobs run as plain processes: {why}")
     cores = len(os.sched_getaffinity(0))
-    with ExitStack() as stack:
+    with dashboard(args), ExitStack() as stack:
         port, pid = stack.enter_context(private_memcached(threads=max(2, min(4, cores))))
         args.memcached_ip, args.port, args.memcached_pid = IP, port, pid
         settings = settings_from(args)
@@ -59,5 +59,6 @@ def demo_command(args: argparse.Namespace) -> int:
         output = Path(settings.log_dir) / f"mcperf{time.strftime('%Y%m%d_%H%M%S')}.txt"
         stack.enter_context(background_load(port, load, output, cpu=max(os.sched_getaffinity(0))))
         ending = run_shown(opened, console, verbose=args.verbose)
-    sys.stderr.flush()
-    return conclude(opened, ending, json=args.json, mcperf=output, report=args.report)
+        stack.close()  # the load's last words belong to the summary
+        sys.stderr.flush()
+        return conclude(opened, ending, json=args.json, mcperf=output, report=args.report)

@@ -40,6 +40,7 @@ COMMANDS = {
     "replay": "a recorded run on the model: is the model true, what would another policy have done?",
     "compare": "policies side by side on the same simulated loads",
     "evaluate": "one score for a policy, safe against code that hangs or crashes",
+    "serve": "the runs of a log folder in a browser, the one in progress as it grows",
     "report": "what happened in runs: the verdict, tables, figures, a page",
     "explain": "why memcached had the cores that it had at some time of a run",
 }  # its module in colocate.cli, and what it is for; only the one that is asked for is loaded

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -12,10 +14,13 @@ from colocate.cli import options
 from colocate.cli.progress import RunView, reporting
 from colocate.cli.report import add_report_option, check_report, write_report
 from colocate.errors import UserError
+from colocate.host.state import default_directory
 from colocate.loop import Ending
 from colocate.report.summary import print_summary, to_json, write_summary
 from colocate.session import Session, Settings, session
 from colocate.view import Slo
+from colocate.web.address import parse_address
+from colocate.web.server import serving
 
 _DEFAULTS = Settings("")
 _EPILOG = """\
@@ -67,6 +72,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--duration", type=options.seconds, metavar="TIME", help="end after this long even if jobs are left")
     add("--retries", type=options.count, default=default.retries, metavar="N", help="of a failed job (%(default)s)")
     add("--log-dir", type=Path, default=default.log_dir, metavar="DIR", help="where event logs go (%(default)s)")
+    add("--web", metavar="HOST:PORT", help="show it in a browser meanwhile; `colocate serve` goes on showing it")
     add("--latency-from", type=Path, metavar="FILE", help="tail mcperf's output instead of probing memcached")
     add("--probe-hz", type=float, metavar="N", help="requests a second of the latency probe")
     add("--on-exit", choices=("stop", "leave", "pause"), default=default.on_exit, help="of unfinished jobs (stop)")
@@ -122,9 +128,29 @@ def run_command(args: argparse.Namespace) -> int:
     """Run; print the summary; the exit code is json.md's."""
     check_report(args.report)
     console = Console(stderr=True)
-    with reporting(console) as progress, session(settings_from(args), progress) as opened:
-        ending = run_shown(opened, console, verbose=args.verbose)
-    return conclude(opened, ending, json=args.json, report=args.report)
+    with dashboard(args):
+        with reporting(console) as progress, session(settings_from(args), progress) as opened:
+            ending = run_shown(opened, console, verbose=args.verbose)
+        return conclude(opened, ending, json=args.json, report=args.report)
+
+
+@contextmanager
+def dashboard(args: argparse.Namespace) -> Iterator[None]:
+    """With --web, the dashboard for the time of a run, by a process of its own; its address on standard error.
+
+    Raises:
+        UserError: it cannot be shown there.
+    """
+    if args.web is None:
+        yield
+        return
+    address = parse_address(args.web)
+    with serving(args.log_dir, address, args.state_dir or default_directory()) as url:
+        if address.warning:
+            sys.stderr.write(f"colocate: warning: {address.warning}\n")
+        sys.stderr.write(f"shown at {url}\n")
+        sys.stderr.flush()
+        yield
 
 
 def run_shown(opened: Session, console: Console, *, verbose: bool) -> Ending:
