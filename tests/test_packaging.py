@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+KINDS = {".toml", ".c", ".h", ".typed", ".html", ".css", ".js", ".svg"}
 
 
 def test_every_package_is_listed():
@@ -23,5 +24,5 @@ def test_what_is_no_python_goes_along():
     for package, patterns in SETTINGS["package-data"].items():
         folder = ROOT / SETTINGS["package-dir"][package]
         shipped = {path for pattern in patterns for path in folder.glob(pattern)}
-        others = {p for p in folder.rglob("*") if p.suffix in {".toml", ".c", ".h", ".typed"}}
+        others = {p for p in folder.rglob("*") if p.suffix in KINDS}
         assert others <= shipped

@@ -22,7 +22,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `serve` to the commands."""
     parser = commands.add_parser(
         "serve",
-        help="show the runs of a log folder in a browser, also the one in progress",
         description="Show the runs of a log folder in a browser, also the one in progress.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -85,11 +85,14 @@ class Feed:
             self.complete = follower.complete
 
     def _draw(self, record: Record) -> None:
-        self.latest["picture"].set(figure_a(record))
-        self.latest["verdict"].set(_verdict(record, self._follower))
+        colours = job_colours(
+            [*record.timeline.jobs, *(self._follower.tick.get("jobs") or ()), *record.summary["jobs"]]
+        )
+        self.latest["picture"].set(figure_a(record, colours))
+        self.latest["verdict"].set(_verdict(record, self._follower, colours))
 
 
-def _verdict(record: Record, follower: Follower) -> dict[str, object]:
+def _verdict(record: Record, follower: Follower, colours: Mapping[str, str]) -> dict[str, object]:
     """The totals: the result file's where there is one, else those of the run so far."""
     final = follower.complete and record.told is not None
     summary = record.told if final else record.summary
@@ -98,8 +101,6 @@ def _verdict(record: Record, follower: Follower) -> dict[str, object]:
         "policy", "policies", "source", "scenario", "slo_ms", "percentile", "makespan_s", "intervals", "violations",
         "slo_violation_ratio", "p95_ms", "core_moves", "pauses", "complete", "latency_source", "jobs", "warnings",
     )  # fmt: skip
-    jobs = summary.get("jobs")
-    colours = job_colours([*record.timeline.jobs, *(jobs if isinstance(jobs, Mapping) else ())])
     begin = record.timeline.moment(record.timeline.begin_s)
     return {
         **{name: summary.get(name) for name in names},

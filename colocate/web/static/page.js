@@ -2,7 +2,10 @@
 
 const RUNS_MS = 3000;
 const ANEW_MS = 2000;
+const LEGIBLE_PX = 16;
 const MOST_ROWS = 500;
+const INK = "#444444"; // of the figure's marks
+const BUTTONS = [["zoom2d", "pan2d", "resetScale2d", "toImage"]];
 const byId = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -56,8 +59,10 @@ function list(cores) { // 0-2,4
 function draw() {
   if (!figure || !window.Plotly) return;
   const layout = { ...figure.layout, autosize: true, uirevision: shown };
+  layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: "#9aa5b1", activecolor: "#5d6672" };
   delete layout.width;
   delete layout.height;
+  const data = dark.matches ? figure.data.map((trace) => (trace.marker?.color === INK ? { ...trace, marker: { ...trace.marker, color: "#c9d1d9" } } : trace)) : figure.data;
   if (dark.matches) {
     layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
     layout.font = { ...layout.font, color: "#e6e9ed" };
@@ -65,23 +70,26 @@ function draw() {
       layout[key] = { ...layout[key], gridcolor: "#30363d", linecolor: "#5d6672", zerolinecolor: "#30363d", tickcolor: "#5d6672" };
     }
   }
-  window.Plotly.react("picture", figure.data, layout, { responsive: true, displaylogo: false });
+  window.Plotly.react("picture", data, layout, { responsive: true, displaylogo: false, modeBarButtons: BUTTONS });
 }
 
 // --- cores and jobs
 
 function showCores(cores) { // [[number, [[holder, share], ...], busy or null], ...]
   const columns = cores.length <= 4 ? Math.min(2, cores.length) : Math.min(8, Math.ceil(Math.sqrt(cores.length)));
+  const height = cores.length <= 4 ? 76 : cores.length <= 16 ? 52 : 30;
   const box = byId("cores");
   box.style.setProperty("--columns", columns);
-  box.style.setProperty("--height", cores.length <= 4 ? "74px" : cores.length <= 16 ? "52px" : "30px");
+  box.style.setProperty("--height", `${height}px`);
   box.replaceChildren(...cores.map(([number, holders, busy]) => {
     const names = holders.map(([name]) => name).join(", ") || "free";
     const cell = element("div", { cls: "core", title: `core ${number}: ${names}${known(busy) ? `, ${Math.round(100 * busy)} % busy` : ""}` });
     cell.dataset.core = number;
+    const whole = holders.reduce((sum, [, share]) => sum + share, 0);
     for (const [name, share] of holders.length ? holders : [["", 1]]) {
       const background = colour(name);
-      cell.append(element("div", { text: name || "free", background, color: onTop(background), flexGrow: share, flexBasis: 0 }));
+      const text = name ? ((height * share) / whole < LEGIBLE_PX ? "" : name) : "free";
+      cell.append(element("div", { text, background, color: onTop(background), flexGrow: share, flexBasis: 0 }));
     }
     cell.append(element("b", { text: known(busy) && columns < 5 ? `core ${number} · ${Math.round(100 * busy)} %` : columns < 5 ? `core ${number}` : `${number}` }));
     return cell;
@@ -131,7 +139,7 @@ const handlers = {
     }
     colours = told.colours;
     showState(told.state);
-    const promise = `p${told.percentile} ≤ ${told.slo_ms} ms`;
+    const promise = `p${told.percentile} ≤ ${told.slo_ms} ms${told.latency_source ? ` by ${told.latency_source}` : ""}`;
     put("title", told.begin ? day(told.begin) : shown);
     put("facts", [told.policies?.length > 1 ? told.policies.join(", then ") : told.policy, told.source, told.scenario, promise].filter(Boolean).join(" · "));
     put("makespan-name", told.final || told.state !== "in progress" ? "makespan" : "running for");
@@ -139,7 +147,7 @@ const handlers = {
     put("makespan-note", told.final ? (told.complete ? "all jobs have ended" : "not all jobs have ended") : told.state === "in progress" ? "in progress" : "no result file: graded from the log");
     put("ratio", percent(told.slo_violation_ratio));
     byId("ratio").classList.toggle("bad", told.violations > 0);
-    put("ratio-note", `${told.violations} of ${told.intervals} intervals${told.final ? "" : ", provisional"}${told.latency_source ? `, by ${told.latency_source}` : ""}`);
+    put("ratio-note", `${told.violations} of ${told.intervals} intervals${told.final ? "" : ", provisional"}`);
     put("p95-note", known(told.p95_ms?.median) ? `median ${milliseconds(told.p95_ms.median)}, most ${milliseconds(told.p95_ms.max)}` : "");
     put("moves", `${told.core_moves}`);
     put("moves-note", `core sets; ${told.pauses} ${told.pauses === 1 ? "pause" : "pauses"}`);
@@ -163,7 +171,7 @@ const handlers = {
     row.dataset.n = line.n;
     row.insertCell().textContent = clock(line.time);
     row.insertCell().append(element("i", { background: line.target === "scheduler" ? "transparent" : colour(line.target) }), said(line));
-    row.insertCell().textContent = line.reason || line.comment;
+    row.insertCell().append(element("div", { text: line.reason || line.comment, title: line.reason || line.comment, cls: "two-lines" }));
     const [before, after] = line.latency_ms;
     row.insertCell().textContent = known(before) && known(after) ? `${before.toFixed(2)} → ${after.toFixed(2)} ms` : "";
     row.cells[3].className = "note number";
@@ -237,7 +245,7 @@ async function refreshRuns() {
   byId("runs").replaceChildren(...runs.map((run) => {
     const row = element("tr", { cls: run.name === shown ? "shown" : "", title: `${run.name}: ${run.state}` },
       element("td", { text: run.begin ? day(run.begin) : run.name }),
-      element("td", { text: [run.policy, run.source === "simulated" ? "simulated" : ""].filter(Boolean).join(", ") }),
+      element("td", { text: [run.policy, run.source === "simulated" ? "(sim.)" : ""].filter(Boolean).join(" ") }),
       element("td", { text: seconds(run.makespan_s), cls: "number" }),
       element("td", { text: percent(run.ratio), cls: "number" }));
     const report = element("a", { text: "report", title: "what came of it, in one page" });
