@@ -33,7 +33,7 @@ class Message:
 
     def set(self, document: object) -> None:
         """Take a document; the same one again is no news."""
-        data = json.dumps(finite(document), allow_nan=False, separators=(",", ":"))
+        data = _json(document)
         if data != self.data:
             self.version, self.data = self.version + 1, data
 
@@ -76,10 +76,10 @@ class Feed:
                 return
             self.changes += [_change(line) for line in follower.lines[len(self.changes) :]]
             if follower.version != self._drawn and (follower.complete or time.monotonic() >= self._due_s):
-                begin_s = time.monotonic()
+                begin_s, cpu_s = time.monotonic(), time.thread_time()
                 self._draw(follower.record)
-                cost_s = time.monotonic() - begin_s
-                self._drawn, self._due_s = follower.version, begin_s + max(_PICTURE_S, cost_s / _PICTURE_SHARE)
+                cpu_s = time.thread_time() - cpu_s
+                self._drawn, self._due_s = follower.version, begin_s + max(_PICTURE_S, cpu_s / _PICTURE_SHARE)
             if follower.state == "in progress":
                 self.latest["status"].set(status or _status(follower))
             self.complete = follower.complete
@@ -90,6 +90,13 @@ class Feed:
         )
         self.latest["picture"].set(figure_a(record, colours))
         self.latest["verdict"].set(_verdict(record, self._follower, colours))
+
+
+def _json(document: object) -> str:
+    try:
+        return json.dumps(document, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError):  # a number that is not finite, a set
+        return json.dumps(finite(document), allow_nan=False, separators=(",", ":"))
 
 
 def _verdict(record: Record, follower: Follower, colours: Mapping[str, str]) -> dict[str, object]:
@@ -145,20 +152,20 @@ def _status(follower: Follower) -> dict[str, object]:
     tick = follower.tick
     jobs = {name: told for name, told in (tick.get("jobs") or {}).items() if isinstance(told, list) and len(told) == 2}
     service = tick.get("cores") or []
-    cores = sorted({int(core) for core in tick.get("busy") or {}} | set(follower.record.timeline.cores))
+    busy = tick.get("busy") or {}
     return {
         "elapsed_s": tick.get("t"),
         "policy": tick.get("policy"),
         "reason": tick.get("reason"),
         "cores": {
-            str(core): {
-                "busy": (tick.get("busy") or {}).get(str(core)),
+            core: {
+                "busy": share,
                 "holders": [
-                    *([SERVICE] if core in service else []),
-                    *(name for name, (_, held) in jobs.items() if core in held),
+                    *([SERVICE] if int(core) in service else []),
+                    *(name for name, (_, held) in jobs.items() if int(core) in held),
                 ],
             }
-            for core in cores
+            for core, share in busy.items()
         },
         "service": {
             "cores": service,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,15 @@ class Follower:
         path: the event log.
 
     Attributes:
-        record: the run so far; one in progress as if its last tick were its end.
         lines: those of the event log of which everything is known, reasons and effects.
         tick: the last one, whole.
         state: of the run.
         complete: whether nothing more is to come.
-        version: grows with every change of `record`.
+        version: grows with everything that is taken in.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.record = Record(path, Log(), Slo())
         self.lines: list[Line] = []
         self.tick: Mapping[str, Any] = {}
         self.state: State = "in progress"
@@ -60,10 +58,21 @@ class Follower:
         self.version = 0
         self._log, self._metrics = Tail(path), Tail(metrics_path(path))
         self._text = ""
+        self._run = Log()
         self._head: Mapping[str, Any] = {}
         self._begin: datetime | None = None
         self._ticks: list[Mapping[str, Any]] = []
+        self._seconds: list[Mapping[str, Any]] = []
+        self._second = 0
         self._untold_s: float | None = None
+        self._laid: tuple[int, Record] = (0, Record(path, Log(), Slo()))
+
+    @property
+    def record(self) -> Record:
+        """The run so far; one in progress as if its last tick were its end. Costs time after something has come."""
+        if self._laid[0] != self.version:
+            self._laid = (self.version, self._so_far())
+        return self._laid[1]
 
     def refresh(self, live: Path | None = None) -> None:
         """Take in what has come since; `live` is the log of a run that is known to be in progress."""
@@ -71,14 +80,12 @@ class Follower:
             return
         self.state = state_of(self.path, live)
         if self._is_over():
-            self.record, self.complete = load_record(self.path), True
-            self.tick = self.record.metrics.ticks[-1] if self.record.metrics.ticks else {}
-        elif self._take(self._log.read(), self._metrics.read()):
-            self.record = self._so_far()
+            record = load_record(self.path)
+            self.tick = record.metrics.ticks[-1] if record.metrics.ticks else {}
+            self.version, self.complete, self._run = self.version + 1, True, record.log
+            self._laid = (self.version, record)
         else:
-            self._tell()
-            return
-        self.version += 1
+            self._take()
         self._tell()
 
     def _is_over(self) -> bool:
@@ -89,21 +96,28 @@ class Follower:
                 return bool(read_summary(self.path)) or silence_s(self.path) > _SUMMARY_S
         return True
 
-    def _take(self, lines: list[str], records: list[str]) -> bool:
-        self._text += "".join(lines)
-        found = sort_out(decode(records))
-        self._head, self._begin = found.head or self._head, found.begin or self._begin
-        self._ticks += [{key: tick.get(key) for key in _DRAWN} for tick in found.ticks]
-        self.tick = found.ticks[-1] if found.ticks else self.tick
-        return bool(lines or records)
+    def _take(self) -> None:
+        if lines := "".join(chain.from_iterable(iter(self._log.read, []))):
+            self._text += lines
+            self._run = graded_run(parse(self._text))
+            self.version += 1
+        for records in iter(self._metrics.read, []):
+            found = sort_out(decode(records))
+            self._head, self._begin = found.head or self._head, found.begin or self._begin
+            for tick in found.ticks:
+                self._ticks.append({key: tick.get(key) for key in _DRAWN})
+                if int(tick["t"]) > self._second:  # the others tell `probed_intervals` nothing
+                    self._second = int(tick["t"])
+                    self._seconds.append(self._ticks[-1])
+            self.tick = found.ticks[-1] if found.ticks else self.tick
+            self.version += 1
 
     def _so_far(self) -> Record:
         metrics = Metrics(self._head, self._begin, tuple(self._ticks))
         slo = Slo(
             _positive(self._head, "slo_ms", Slo().latency_ms), _positive(self._head, "percentile", Slo().percentile)
         )
-        load_path = own_load(self.path, None, metrics)
-        log = graded_run(parse(self._text))
+        load_path, log = own_load(self.path, None, metrics), self._run
         if (now := self._now()) and log.events and now > log.events[-1].time:
             log = Log((*log.events, Event(now, "custom", SCHEDULER)), log.deviations)
         return Record(self.path, log, slo, self._intervals(load_path, slo), load_path, (), metrics)
@@ -118,12 +132,11 @@ class Follower:
                 return tuple(reported_intervals(mcperf.parse(read_text(load_path)), slo.percentile))
             except UserError:  # gone, or without that percentile
                 return ()
-        return tuple(probed_intervals(self._ticks, epoch_s(self._begin))) if self._begin else ()
+        return tuple(probed_intervals(self._seconds, epoch_s(self._begin))) if self._begin else ()
 
     def _tell(self) -> None:
         """Add the lines whose reasons and effects have come, and those that have waited for them long enough."""
-        events = [event for event in self.record.log.events if event.line_number]
-        untold = events[len(self.lines) :]
+        untold = self._run.events[len(self.lines) :]
         if not untold:
             self._untold_s = None
             return

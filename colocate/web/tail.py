@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_PIECE_BYTES = 1 << 20
+
 
 class Tail:
     """The whole lines of a file, each once.
@@ -18,11 +20,14 @@ class Tail:
         self._rest = b""
 
     def read(self) -> list[str]:
-        """The lines that have come since; none where the file cannot be read. A line in the making has to wait."""
+        """The next lines, some thousands at most; none at the end, and where the file cannot be read.
+
+        A line in the making has to wait.
+        """
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read(_PIECE_BYTES)
         except OSError:
             return []
         self._offset += len(data)
