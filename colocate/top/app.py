@@ -106,7 +106,7 @@ class TopApp(App[None]):
     CSS = """
     #header { height: 2; }
     #left, #right { width: 1fr; height: auto; }
-    #body { height: 1fr; }
+    Horizontal { height: 1fr; }
     Help { align: center middle; }
     Help Static { width: 76; height: auto; padding: 1 2; background: $panel; border: solid #56B4E9; }
     """
@@ -122,17 +122,16 @@ class TopApp(App[None]):
         self._every_s = every_s
         self._picture = Picture(first)
         self._held = False
+        # Kept, and not looked up for each picture: one may come when the screen is about to go.
+        self._head = Static(id="header")
+        self._panels = {name: Panel(id=name) for name in _PANELS}
+        self._right = Vertical(self._panels["jobs"], self._panels["moves"], id="right")
+        self._body = Horizontal(Vertical(self._panels["cores"], self._panels["service"], id="left"), self._right)
 
     def compose(self) -> ComposeResult:
         """The panels; `layout` gives them their sizes."""
-        yield Static(id="header")
-        with Horizontal(id="body"):
-            with Vertical(id="left"):
-                yield Panel(id="cores")
-                yield Panel(id="service")
-            with Vertical(id="right"):
-                yield Panel(id="jobs")
-                yield Panel(id="moves")
+        yield self._head
+        yield self._body
         yield Footer()
 
     def on_mount(self) -> None:
@@ -163,16 +162,13 @@ class TopApp(App[None]):
             await asyncio.sleep(self._every_s)
 
     def _draw(self) -> None:
-        main = self.screen_stack[0]
         picture, (width, height) = self._picture, self.size
         room = layout(picture.document, width, height, remark=bool(picture.remark))
-        head = main.query_one("#header", Static)
-        head.styles.height = room.header
-        head.update(header(picture, width, paused=self._held))
-        main.query_one("#body").styles.layout = "horizontal" if room.wide else "vertical"
-        main.query_one("#right").styles.padding = (0, 0, 0, int(room.wide))
-        for name in _PANELS:
-            panel = main.query_one(f"#{name}", Panel)
+        self._head.styles.height = room.header
+        self._head.update(header(picture, width, paused=self._held))
+        self._body.styles.layout = "horizontal" if room.wide else "vertical"
+        self._right.styles.padding = (0, 0, 0, int(room.wide))
+        for name, panel in self._panels.items():
             panel.styles.height = getattr(room, name)
             panel.document = picture.document
             panel.refresh()
