@@ -22,7 +22,8 @@ from colocate.web.app import make_app
 from colocate.web.feed import Feed
 from colocate.web.follow import Follower
 from colocate.web.runs import Runs
-from tests.memcached_fixture import running_memcached
+from tests.live import catalogue, running
+from tests.memcached_fixture import eventually, free_port, running_memcached
 from tests.served import dashboard, growing, simulated_run
 
 ORIGIN = "http://127.0.0.1:8099"
@@ -57,6 +58,14 @@ def streamed(client: TestClient, log: Path, **headers: str) -> list[dict[str, st
 
 def numbers(stream: list[dict[str, str]]) -> list[int]:
     return [int(message["id"]) for message in stream if message["event"] == "change"]
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
@@ -357,3 +366,16 @@ def test_a_signal_ends_the_server_although_somebody_watches(finished, tmp_path, 
             watching.sendall(request.encode())
             assert watching.recv(4096).startswith(b"HTTP/1.1 200 ")
             assert served.end(number) == code
+
+
+def test_the_dashboard_of_a_run_does_not_outlive_it(tmp_path, behave_binary):
+    jobs = catalogue(tmp_path / "jobs.toml", "none", {"spin": "./behave spin 1"}, behave_binary.parent)
+    port = free_port()
+    web = ("--runtime", "process", "--jobs", str(jobs), "--web", f"127.0.0.1:{port}")
+    with running_memcached() as server, running(tmp_path, server, *web) as run:
+        run.until("start spin")
+        assert answers(port)
+        run.process.kill()
+        run.process.wait()
+        eventually(lambda: not answers(port), "its server is gone")
+        eventually(lambda: not (tmp_path / "state/state.json").exists(), "the guard has put everything back")

@@ -82,7 +82,8 @@ class Feed:
                 self._drawn, self._due_s = follower.version, begin_s + max(_PICTURE_S, cpu_s / _PICTURE_SHARE)
             if follower.state == "in progress":
                 self.latest["status"].set(status or _status(follower))
-            self.complete = follower.complete
+            if follower.complete:
+                self.complete, self._follower = True, Follower(self.run.path)  # what it held is not needed any more
 
     def _draw(self, record: Record) -> None:
         colours = job_colours(

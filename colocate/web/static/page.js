@@ -29,7 +29,7 @@ function element(tag, { text = "", title = "", cls = "", ...style } = {}, ...chi
 }
 
 const put = (id, text) => { byId(id).textContent = text; };
-const known = (value) => value !== null && value !== undefined;
+const known = Number.isFinite; // a figure may be null, and a broken file may hold anything
 const seconds = (value) => (known(value) ? `${value.toFixed(1)} s` : "–");
 const milliseconds = (value) => (known(value) ? `${value.toFixed(value < 10 ? 2 : 0)} ms` : "–");
 const percent = (value) => (known(value) ? `${(100 * value).toFixed(2)} %` : "–");
@@ -251,6 +251,7 @@ async function refreshRuns() {
     const report = element("a", { text: "report", title: "what came of it, in one page" });
     report.href = `/runs/${encodeURIComponent(run.name)}/report`;
     report.target = "_blank";
+    report.rel = "noopener";
     report.addEventListener("click", (event) => event.stopPropagation());
     row.append(element("td", {}, run.state === "in progress" ? element("span", { text: "running", cls: "note" }) : report));
     row.dataset.name = run.name;
