@@ -20,6 +20,7 @@ from colocate.view import Slo
 _FLUSH_S = 1.0
 _KEEP_RECORDS = 20_000  # a quarter of an hour of ticks that a stuck disk may hold up
 _CLOSE_S = 2.0
+_LONGEST_S = 31 * 86400.0  # no run is longer; a time beyond is a broken file's
 
 
 def metrics_path(log_path: Path) -> Path:
@@ -161,7 +162,7 @@ def sort_out(records: Iterable[Mapping[str, Any]]) -> Metrics:
     head: Mapping[str, Any] = {}
     begin, ticks = None, []
     for record in records:
-        if isinstance(record.get("moves"), list) and isinstance(record.get("t"), int | float):
+        if isinstance(record.get("moves"), list) and _is_time(record.get("t")):
             ticks.append(record)
         elif "settings" in record:
             head = record
@@ -169,6 +170,10 @@ def sort_out(records: Iterable[Mapping[str, Any]]) -> Metrics:
             with suppress(ValueError):
                 begin = datetime.fromisoformat(told).replace(tzinfo=None)
     return Metrics(head, begin, tuple(ticks))
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < _LONGEST_S
 
 
 def _decode(line: str) -> dict[str, object] | None:

@@ -171,6 +171,21 @@ def test_broken_and_foreign_files_are_shown_as_such(tmp_path):
         assert streamed(client, tmp_path / name)[-1]["event"] == "end"
 
 
+@pytest.mark.parametrize("time_s", ["1e999", "NaN", "-5", "1e300", "true", "1e7"])
+def test_a_run_in_progress_may_write_nonsense(tmp_path, time_s):
+    (tmp_path / "log1.txt").write_text("2026-01-01T00:00:00.000000 start scheduler\n")
+    tick = f'{{"t":{time_s},"moves":[[3],4],"jobs":{{"a":["x",3],"b":7}},"cores":3,"busy":{{"x":1,"0":[]}},"qps":[]}}\n'
+    (tmp_path / "log1.jsonl").write_text(
+        '{"settings":[]}\n{"begin":"2026-01-01T00:00:00"}\n' + tick + tick.replace("{}", "[]")
+    )
+    found = Runs(tmp_path).find("log1")
+    assert found is not None
+    feed = Feed(found)
+    feed.refresh(None)
+    assert json.loads(feed.latest["verdict"].data)["state"] == "in progress"
+    assert json.loads(feed.latest["status"].data)["jobs"] == {}
+
+
 def test_a_folder_that_is_not_there_yet_has_no_runs(tmp_path):
     assert client_of(tmp_path / "later").get("/api/runs").json() == []
 

@@ -87,7 +87,7 @@ class Feed:
 
     def _draw(self, record: Record) -> None:
         colours = job_colours(
-            [*record.timeline.jobs, *(self._follower.tick.get("jobs") or ()), *record.summary["jobs"]]
+            [*record.timeline.jobs, *_mapping(self._follower.tick.get("jobs")), *record.summary["jobs"]]
         )
         self.latest["picture"].set(figure_a(record, colours))
         self.latest["verdict"].set(_verdict(record, self._follower, colours))
@@ -151,28 +151,34 @@ def _change(line: Line) -> tuple[int, str]:
 def _status(follower: Follower) -> dict[str, object]:
     """What the files tell of a run that does not answer, in the shape of its own answer."""
     tick = follower.tick
-    jobs = {name: told for name, told in (tick.get("jobs") or {}).items() if isinstance(told, list) and len(told) == 2}
-    service = tick.get("cores") or []
-    busy = tick.get("busy") or {}
+    jobs = {
+        name: (told[0], told[1])
+        for name, told in _mapping(tick.get("jobs")).items()
+        if isinstance(told, list) and len(told) == 2 and isinstance(told[1], list)
+    }
+    service = tick.get("cores")
+    holders = {
+        SERVICE: service if isinstance(service, list) else [],
+        **{name: held for name, (_, held) in jobs.items()},
+    }
     return {
         "elapsed_s": tick.get("t"),
         "policy": tick.get("policy"),
         "reason": tick.get("reason"),
         "cores": {
-            core: {
-                "busy": share,
-                "holders": [
-                    *([SERVICE] if int(core) in service else []),
-                    *(name for name, (_, held) in jobs.items() if int(core) in held),
-                ],
-            }
-            for core, share in busy.items()
+            core: {"busy": busy, "holders": [name for name, held in holders.items() if int(core) in held]}
+            for core, busy in _mapping(tick.get("busy")).items()
+            if core.isdigit()
         },
         "service": {
-            "cores": service,
+            "cores": holders[SERVICE],
             "cpu_cores": tick.get("cpu_cores"),
             "qps": tick.get("qps"),
             "p95_ms": tick.get("latency_ms"),
         },
         "jobs": {name: {"state": state, "cores": held} for name, (state, held) in jobs.items()},
     }
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
