@@ -95,7 +95,10 @@ class Timeline:
 
     def moment(self, time_s: float) -> datetime | None:
         """The log's clock at that time."""
-        return None if self.zero is None else self.zero + timedelta(seconds=time_s)
+        try:
+            return None if self.zero is None else self.zero + timedelta(seconds=time_s)
+        except (OverflowError, ValueError):  # before all eras, after them, or no number
+            return None
 
 
 def timeline(
@@ -178,7 +181,7 @@ class _Life:
         match event.event:
             case "start" if self._since_s is None:
                 self._held, self._since_s, self._paused = event.cores, time_s, False
-            case "update_cores" if event.cores != self._held or self._since_s is None:
+            case "update_cores" if event.cores and (event.cores != self._held or self._since_s is None):
                 self.close(time_s)
                 if self._since_s is None and event.batch:
                     return False  # an update before the start, or after the end
