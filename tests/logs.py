@@ -11,7 +11,7 @@ from colocate import mcperf
 from colocate.cli.main import main
 from tests.calibrations import JOBS, small_text
 
-BEGIN = datetime(2026, 4, 12, 11, 0, 0)  # noqa: DTZ001 -- a log's clock has no zone
+BEGIN = datetime(2026, 4, 12, 11, 0, 0)
 Line = tuple[float, str]
 HEAD: tuple[Line, ...] = ((0, "start scheduler"), (0, "start memcached [0] 2"))
 STORY: tuple[Line, ...] = (
