@@ -21,6 +21,7 @@ _FLUSH_S = 1.0
 _KEEP_RECORDS = 20_000  # a quarter of an hour of ticks that a stuck disk may hold up
 _CLOSE_S = 2.0
 _LONGEST_S = 31 * 86400.0  # no run is longer; a time beyond is a broken file's
+_MOST = 1e15  # what is larger is no figure of a run
 
 
 def metrics_path(log_path: Path) -> Path:
@@ -158,12 +159,18 @@ def read_run(path: Path) -> Metrics:
 
 
 def sort_out(records: Iterable[Mapping[str, Any]]) -> Metrics:
-    """Head, begin and ticks of the records of one run; what is none of them is left out."""
+    """Head, begin and ticks of the records of one run.
+
+    What is none of them is left out, and so is a field of a tick that has another shape than the loop gives it, as in a
+    damaged file: whoever reads a tick may rely on what stands in it.
+    """
     head: Mapping[str, Any] = {}
     begin, ticks = None, []
     for record in records:
-        if isinstance(record.get("moves"), list) and _is_time(record.get("t")):
-            ticks.append(record)
+        if isinstance(record.get("moves"), list):
+            tick = {key: value for key, value in record.items() if fits(value, _TICK.get(key, object))}
+            if "moves" in tick and 0 <= tick.get("t", -1) < _LONGEST_S:
+                ticks.append(tick)
         elif "settings" in record:
             head = record
         elif isinstance(told := record.get("begin"), str):
@@ -172,8 +179,32 @@ def sort_out(records: Iterable[Mapping[str, Any]]) -> Metrics:
     return Metrics(head, begin, tuple(ticks))
 
 
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value < _LONGEST_S
+def fits(value: object, shape: object) -> bool:
+    """Whether a value that was read from JSON has a shape.
+
+    Args:
+        value: the value.
+        shape: a type (`float` is any finite number), `[shape]` for a list of such, `(shape, ...)` for a list of just
+            these, `{"": shape}` for an object whose values are such.
+    """
+    if shape is float or shape is int:
+        right = isinstance(value, int | float if shape is float else int) and not isinstance(value, bool)
+        return right and abs(value) < _MOST  # type: ignore[arg-type]  # a number; neither of NaN and infinity is less
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
+    if isinstance(shape, tuple):
+        return isinstance(value, list) and len(value) == len(shape) and all(map(fits, value, shape))
+    if isinstance(shape, dict):
+        return isinstance(value, Mapping) and all(fits(item, shape[""]) for item in value.values())
+    return isinstance(shape, type) and isinstance(value, shape)
+
+
+_TICK = {
+    "t": float, "policy": str, "busy": {"": float}, "cores": [int], "cpu_cores": float, "wait_us": float, "qps": float,
+    "latency_ms": float, "latency_samples": int, "latency_age_s": float, "jobs": {"": (str, [int])},
+    "plan": (int, {"": int}), "reason": str, "share": [str], "rules": [(str, str)], "moves": [(str, str, [int])],
+    "work_ms": float, "late_ms": float,
+}  # fmt: skip
 
 
 def _decode(line: str) -> dict[str, object] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from colocate import mcperf
 from colocate.cli import options
@@ -18,7 +19,7 @@ from colocate.errors import UserError, needs
 from colocate.eventlog import Log, parse
 from colocate.host.runtime import Progress
 from colocate.report.aggregate import Aggregate, aggregate, document, to_csv, to_latex
-from colocate.report.colours import parse_colours
+from colocate.report.colours import job_colours, parse_colours
 from colocate.report.deviations import Checked, checked
 from colocate.report.pairing import pair
 from colocate.report.record import Record, load_record, own_load, read_text, write_text
@@ -76,8 +77,10 @@ def report_command(args: argparse.Namespace) -> int:
     """Report; 1 where a check was asked for and a run would not count."""
     figures = {kind: path for kind in ("a", "b", "moves") if (path := getattr(args, f"figure_{kind}"))}
     quiet = args.json or Path("-") in {args.csv, args.latex}
-    colours = parse_colours(args.colour)
+    wished = parse_colours(args.colour)
     _check_outputs([*figures.values(), args.html, args.csv, args.latex])
+    if args.json + [args.csv, args.latex].count(Path("-")) > 1:
+        raise UserError("two documents on standard output", "give a file to one of --json, --csv - and --latex -")
     if figures:
         with needs("report"):
             from colocate.report.figures import check_figure
@@ -87,7 +90,8 @@ def report_command(args: argparse.Namespace) -> int:
     with reporting(console) if console.is_terminal else nullcontext(lambda _what, _share: None) as progress:
         records = list(_read(args, console, progress))
     runs = [record.summary for record in records]
-    found = [checked(record.path) for record in records] if args.check else []
+    colours = job_colours((name for record in records for name in record.timeline.jobs), wished)
+    found = [checked(record.path, record.intervals) for record in records] if args.check else []
     if args.json:
         print(to_json(document(runs) | ({"checks": [one.document() for one in found]} if args.check else {})))
     elif not quiet:
@@ -180,7 +184,7 @@ def _found(
             logs[place] = parse(read_text(place))
             continue
         for path in sorted(place.rglob("*.txt")):
-            if path in loads:
+            if path in loads or not path.is_file():
                 continue
             text = read_text(path)
             outputs = mcperf.parse_all(text)
@@ -210,8 +214,8 @@ def _print_runs(runs: Sequence[Summary], console: Console) -> None:
     for run in runs:
         ratio, worst = run["slo_violation_ratio"], run["p95_ms"]["max"]
         table.add_row(
-            run["log"],
-            run["policy"] or "",
+            Text(run["log"]),
+            Text(run["policy"] or ""),
             "" if run["makespan_s"] is None else f"{run['makespan_s']:.1f} s",
             "unknown" if ratio is None else f"{ratio:.2%}",
             "" if ratio is None else f"{run['violations']} of {run['intervals']}",
@@ -238,7 +242,7 @@ def _print_aggregate(found: Aggregate, console: Console) -> None:
     rows += [("SLO violation ratio", found["slo_violation_ratio"], "{:.2f} %", 100.0)]
     for name, spread, form, times in rows:
         cells = ["" if value is None else form.format(times * value) for value in (spread["mean"], spread["sd"])]
-        table.add_row(name, *cells, style="bold" if name in {"makespan", "SLO violation ratio"} else "")
+        table.add_row(Text(name), *cells, style="bold" if name in {"makespan", "SLO violation ratio"} else "")
     console.print()
     console.print(table)
 
@@ -258,8 +262,12 @@ def _print_check(found: Checked, console: Console) -> None:
 
 def _check_outputs(paths: Sequence[Path | None]) -> None:
     for path in paths:
-        if path is not None and str(path) != "-" and not path.absolute().parent.is_dir():
+        if path is None or str(path) == "-":
+            continue
+        if not path.absolute().parent.is_dir():
             raise UserError(f"{path}: there is no folder {path.parent}", "make it, or give another")
+        if path.is_dir():
+            raise UserError(f"{path}: a folder", "give a file")
 
 
 def _write(path: Path | None, table: Callable[[Sequence[Summary]], str], runs: Sequence[Summary]) -> None:

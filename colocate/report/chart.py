@@ -6,13 +6,14 @@ Each function gives `{"data": [...], "layout": {...}}`, plain JSON (https://plot
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from colocate.cores import format_list
 from colocate.eventlog import SERVICE
 from colocate.report.colours import FREE_COLOUR, LOAD_COLOUR, SERVICE_COLOUR, VIOLATION_COLOUR, job_colours
 from colocate.report.record import Record
-from colocate.report.timeline import Change, Stretch, Timeline, holders
+from colocate.report.timeline import Change, Stretch, Timeline, holders, listed
 
 Chart = dict[str, Any]
 _MOST_SHADES = 400  # rectangles that a browser bears
@@ -25,7 +26,7 @@ def figure_a(record: Record, wished: Mapping[str, str] | None = None) -> Chart:
     line, slo = record.timeline, record.slo
     colours = job_colours(line.jobs, wished)
     names = list(line.jobs)
-    most = max((len(s.cores) for stretches in line.jobs.values() for s in stretches if not s.paused), default=1)
+    most = max([1, *(len(s.cores) for stretches in line.jobs.values() for s in stretches if not s.paused)])
     data = [_load(line, "y2"), *_latency(record)]
     for row, (name, stretches) in enumerate(line.jobs.items()):
         active = [stretch for stretch in stretches if not stretch.paused]
@@ -108,7 +109,7 @@ def figure_moves(record: Record, wished: Mapping[str, str] | None = None) -> Cha
                 bar["base"].append(_r(begin_s))
                 bar["y"].append(row - 0.43 + (index + 0.5) * height)
                 bar["width"].append(height)
-                bar["text"].append(f"core {core}: {', '.join(names)}<br>{begin_s:.1f} to {end_s:.1f} s")
+                bar["text"].append(f"core {core}: {escape(', '.join(names))}<br>{begin_s:.1f} to {end_s:.1f} s")
     data: list[Chart] = [
         {"type": "bar", "orientation": "h", "name": name, "marker": {"color": colours[name], "line": {"width": 0}},
          "hovertemplate": "%{text}<extra></extra>", "textposition": "none", **bar}
@@ -141,9 +142,9 @@ def told(change: Change) -> str:
     cores = (
         f" {format_list(change.before)} &rarr; {format_list(change.cores)}" if change.before and change.cores else ""
     )
-    first = f"{change.time_s:.2f} s: {change.kind} {change.target}"
+    first = f"{change.time_s:.2f} s: {change.kind} {escape(change.target)}"
     lines = [first + (cores or (f" {format_list(change.cores)}" if change.cores else ""))]
-    lines += [change.reason] if change.reason else []
+    lines += [escape(change.reason)] if change.reason else []
     before, after = change.latency_ms
     if before is not None and after is not None:
         lines.append(f"latency {before:.2f} &rarr; {after:.2f} ms")
@@ -186,7 +187,7 @@ def _bars(name: str, row: int, stretches: Sequence[Stretch], widths: Sequence[fl
         "x": [_r(s.end_s - s.begin_s) for s in stretches], "base": [_r(s.begin_s) for s in stretches],
         "y": [row] * len(stretches), "width": widths, "textposition": "none",
         "text": [
-            f"{name}: {'paused' if s.paused else format_list(s.cores)}<br>{s.begin_s:.1f} to {s.end_s:.1f} s"
+            f"{escape(name)}: {'paused' if s.paused else listed(s.cores)}<br>{s.begin_s:.1f} to {s.end_s:.1f} s"
             for s in stretches
         ],
         "hovertemplate": "%{text}<extra></extra>",

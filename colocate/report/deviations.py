@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from colocate.eventlog import check, parse, violations
-from colocate.report.grade import graded_run
+from colocate.report.grade import Interval, graded_run
 from colocate.report.record import read_text
 from colocate.report.suspicions import runs, suspicions
 
@@ -42,8 +43,8 @@ class Checked:
         }
 
 
-def checked(path: Path) -> Checked:
-    """Check a log; of several runs in one file the one with most jobs must count.
+def checked(path: Path, intervals: Sequence[Interval] = ()) -> Checked:
+    """Check a log; of several runs in one file the one that is graded with these intervals must count.
 
     Raises:
         UserError: it cannot be read.
@@ -61,5 +62,7 @@ def checked(path: Path) -> Checked:
         if number not in lines:
             told.append((number, broken))
     return Checked(
-        path, tuple(line for _, line in sorted(told, key=lambda pair: pair[0])), tuple(check(graded_run(log)))
+        path,
+        tuple(line for _, line in sorted(told, key=lambda pair: pair[0])),
+        tuple(check(graded_run(log, intervals))),
     )

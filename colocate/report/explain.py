@@ -14,7 +14,7 @@ from colocate.cores import format_list
 from colocate.errors import UserError
 from colocate.eventlog import SERVICE
 from colocate.report.record import Record
-from colocate.report.timeline import EFFECT_S, Change, Stretch, Timeline
+from colocate.report.timeline import EFFECT_S, Change, Stretch, Timeline, listed
 
 _WORDS = {
     "pin": "memcached was pinned to {cores}", "create": "{target} was created ahead of its start",
@@ -46,7 +46,7 @@ def parse_moment(text: str, line: Timeline) -> float:
                     moment += timedelta(days=1)
             else:
                 moment = datetime.fromisoformat(text).replace(tzinfo=None)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # the latter on the last day of all eras
             raise UserError(f"--at {text!r} is no time", "write it like 11:32:07 or 125s") from error
         time_s = (moment - line.zero).total_seconds()
     if not line.begin_s - 1 <= time_s <= line.end_s + 1:
@@ -101,8 +101,14 @@ class _Tick:
         self.record = record
 
     def number(self, name: str) -> float | None:
-        value = self.record.get(name)
-        return float(value) if isinstance(value, int | float) else None
+        value: float | None = self.record.get(name)
+        return value
+
+    @property
+    def fresh_ms(self) -> float | None:
+        """The latency, if it is of the last second."""
+        age_s = self.number("latency_age_s")
+        return self.number("latency_ms") if age_s is not None and age_s < EFFECT_S else None
 
 
 class _Ticks:
@@ -118,7 +124,9 @@ class _Ticks:
     def deciding(self, change: Change) -> _Tick | None:
         """The one whose plan brought memcached's cores about."""
         for tick in reversed(self.all):
-            if change.time_s - 10 < tick.time_s <= change.time_s + 0.1 and any(m[1] == SERVICE for m in _moves(tick)):
+            if change.time_s - 10 < tick.time_s <= change.time_s + 0.1 and any(
+                target == SERVICE for _, target, _ in tick.record["moves"]
+            ):
                 return tick
         return None
 
@@ -128,7 +136,7 @@ class _Ticks:
 
 def _now(line: Timeline, time_s: float, held: Stretch | None) -> str:
     when = f"At {_clock(line, time_s)}, {time_s:.1f} s after the first job's start,"
-    if held is None:
+    if held is None or not held.cores:
         return f"{when} the log does not say which cores memcached had."
     return f"{when} memcached had {_count(len(held.cores))}, {format_list(held.cores)}."
 
@@ -145,29 +153,26 @@ def _jobs(line: Timeline, time_s: float) -> str:
     running, paused = list[str](), list[str]()
     for name, stretches in line.jobs.items():
         if (stretch := _at(stretches, time_s)) is not None:
-            (paused if stretch.paused else running).append(f"{name} {format_list(stretch.cores)}")
+            (paused if stretch.paused else running).append(f"{name} {listed(stretch.cores)}")
     told = f"Jobs that ran: {', '.join(running) or 'none'}."
     return f"{told} Paused: {', '.join(paused)}." if paused else told
 
 
 def _tick(tick: _Tick, record: Record) -> list[str]:
     lines = [f"  Seen: {_seen(tick, record)}."]
-    plan = tick.record.get("plan")
-    if isinstance(plan, list) and len(plan) == 2 and isinstance(plan[1], Mapping):
+    if plan := tick.record.get("plan"):
         jobs = ", ".join(f"{name} {count}" for name, count in plan[1].items() if count)
-        share = tick.record.get("share")
-        shared = f", and let {', '.join(share)} use memcached's, too" if isinstance(share, list) and share else ""
+        shared = f", and let {', '.join(share)} use memcached's, too" if (share := tick.record.get("share")) else ""
         policy = tick.record.get("policy") or "the policy"
         reason = f", because {why}" if (why := tick.record.get("reason")) else ""
         given = f"{_count(plan[0])} to memcached, {jobs or 'none to jobs'}"
         lines.append(f"  Planned by {policy}: {given}{shared}{reason}.")
-    rules = [rule for rule in tick.record.get("rules", []) if isinstance(rule, list) and len(rule) == 2]
-    changed = "; ".join(f"{name}: {why}" for name, why in rules) or "nothing"
+    changed = "; ".join(f"{name}: {why}" for name, why in tick.record.get("rules", [])) or "nothing"
     lines.append(f"  The regulator changed: {changed}.")
     moves = [
-        _WORDS[m[0]].format(target=m[1], cores=format_list(m[2]) if m[2] else "")
-        for m in _moves(tick)
-        if m[0] in _WORDS
+        _WORDS[kind].format(target=target, cores=listed(frozenset(cores)))
+        for kind, target, cores in tick.record["moves"]
+        if kind in _WORDS
     ]
     lines.append(f"  Done: {'; '.join(moves) or 'nothing'}.")
     return lines
@@ -187,8 +192,7 @@ def _seen(tick: _Tick, record: Record) -> str:
         parts.append(f"{name} {latency_ms:.2f} ms {promise} of {samples} requests, {age_s or 0.0:.1f} s old")
     else:
         parts.append(f"{name} not known {promise}")
-    busy = tick.record.get("busy")
-    if isinstance(busy, Mapping) and busy:
+    if busy := tick.record.get("busy"):
         parts.append("cores busy: " + ", ".join(f"{core} {share:.0%}" for core, share in busy.items()))
     return "; ".join(parts)
 
@@ -197,10 +201,10 @@ def _effect(ticks: _Ticks, time_s: float, record: Record) -> str:
     """What the latency did in the second after."""
     name = f"p{record.slo.percentile:g}"
     then = ticks.before(time_s)
-    after = [v for t in ticks.between(time_s, time_s + EFFECT_S) if (v := t.number("latency_ms")) is not None]
+    after = [t.fresh_ms for t in ticks.between(time_s, time_s + EFFECT_S) if t.fresh_ms is not None]
     if not after:
         return f"  In the second after, {name} was not measured."
-    first = then.number("latency_ms") if then else None
+    first = then.fresh_ms if then else None
     start = f"from {_ms(first)} " if first is not None else ""
     verdict = "within the promise" if max(after) <= record.slo.latency_ms else "over the promise"
     return f"  In the second after, {name} went {start}to {_ms(after[-1])}, at most {_ms(max(after))}: {verdict}."
@@ -220,12 +224,6 @@ def _without_metrics(record: Record, time_s: float) -> Sequence[str]:
 
 def _at(stretches: Sequence[Stretch], time_s: float) -> Stretch | None:
     return next((stretch for stretch in stretches if stretch.begin_s <= time_s < stretch.end_s), None)
-
-
-def _moves(tick: _Tick) -> list[tuple[str, str, list[int]]]:
-    moves = tick.record.get("moves", [])
-    whole = [m for m in moves if isinstance(m, list) and len(m) == 3 and isinstance(m[2], list)]
-    return [(str(kind), str(target), cores) for kind, target, cores in whole]
 
 
 def _clock(line: Timeline, time_s: float) -> str:

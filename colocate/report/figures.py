@@ -31,12 +31,13 @@ from colocate.report.timeline import Change, Timeline, holders
 
 _FORMATS = (".png", ".svg", ".pdf")
 _WIDTH_IN = 10.0
+_MOST_IN = 60.0  # for rows; beyond 300 no picture can be written
 _MOST_CAUSES = 10
 _LABEL = 40  # characters
 _FEW = 150  # so many points may have a marker each
 _STYLE: dict[Any, Any] = {
     "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.6,
-    "svg.hashsalt": "colocate", "svg.fonttype": "none", "pdf.fonttype": 42,
+    "svg.hashsalt": "colocate", "text.parse_math": False, "svg.fonttype": "none", "pdf.fonttype": 42,
 }  # fmt: skip
 _MARKS = {"start": ">", "end": "s", "pause": "|", "unpause": ">", "grow": "^", "shrink": "v"}
 _MARK_NAMES = {"grow": "more cores", "shrink": "fewer (or other) cores", "pause": "pause", "unpause": "start, unpause"}
@@ -73,8 +74,9 @@ def draw(kind: str, record: Record, path: Path, colours: Mapping[str, str] | Non
 def _figure_a(record: Record, wished: Mapping[str, str]) -> Figure:
     line = record.timeline
     rows = len(line.jobs)
-    figure = Figure(figsize=(_WIDTH_IN, 3.2 + 0.32 * rows), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, max(0.6, 0.32 * rows)])
+    bars_in = min(max(0.6, 0.32 * rows), _MOST_IN)
+    figure = Figure(figsize=(_WIDTH_IN, 3.2 + bars_in), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, bars_in])
     _load(above.twinx(), line)
     _latency(above, record)
     _bars(below, record, wished)
@@ -97,7 +99,7 @@ def _figure_moves(record: Record, wished: Mapping[str, str]) -> Figure:
     line = record.timeline
     lanes = _lanes(line)
     count = max(1, len(line.cores))
-    heights = [0.36 * count, max(0.8, 0.3 * len(lanes))]
+    heights = [min(0.36 * count, _MOST_IN), max(0.8, 0.3 * len(lanes))]
     figure = Figure(figsize=(_WIDTH_IN, 1.5 + sum(heights)), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
     _core_map(above, record, wished)
@@ -186,7 +188,7 @@ def _bars(axes: Axes, record: Record, wished: Mapping[str, str]) -> None:
     """A bar a job: as thick as it has cores; a pause is a thin hatched line."""
     line = record.timeline
     colours = job_colours(line.jobs, wished)
-    most = max((len(s.cores) for stretches in line.jobs.values() for s in stretches if not s.paused), default=1)
+    most = max([1, *(len(s.cores) for stretches in line.jobs.values() for s in stretches if not s.paused)])
     for row, (name, stretches) in enumerate(line.jobs.items()):
         for stretch in stretches:
             length_s = stretch.end_s - stretch.begin_s

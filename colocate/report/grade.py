@@ -21,6 +21,7 @@ from colocate.eventlog import SERVICE, Event, Log, check
 from colocate.report.suspicions import runs, suspicions, told
 
 HOUR_S = 3600.0
+_GAP_S = HOUR_S  # a tick that is later than that after the one before has a damaged time
 MOST_OFFSET_H = 26  # between two zones
 
 
@@ -102,12 +103,9 @@ class _Life:
 
 def grade(log: Log, intervals: Sequence[Interval] = (), slo_ms: float = 0.8) -> Grade:
     """Grade one run; never divides by zero, never raises on an odd log."""
-    parts = runs(log)
     run = graded_run(log, intervals)
     missing = check(run)
-    warnings = [*missing, *told(run.deviations), *told(suspicions(run))]
-    if len(parts) > 1:
-        warnings.append(f"{len(parts)} runs in one file, number {parts.index(run) + 1} is graded")
+    warnings = [*missing, *told(run.deviations), *told(suspicions(run)), *which_run(log, run)]
     offset_h, _ = _overlap(run.events, intervals)
     if offset_h:
         warnings.append(f"the log's clock is {offset_h:+d} h from the load generator's")
@@ -144,6 +142,12 @@ def graded_run(log: Log, intervals: Sequence[Interval] = ()) -> Log:
     return max(reversed(runs(log)), key=lambda part: (_overlap(part.events, intervals)[1], len(_lives(part.events))))
 
 
+def which_run(log: Log, run: Log) -> list[str]:
+    """Which of several runs in one file this one is; nothing where there is but one."""
+    parts = runs(log)
+    return [f"{len(parts)} runs in one file, number {parts.index(run) + 1} is graded"] if len(parts) > 1 else []
+
+
 def reported_intervals(output: mcperf.Output, percentile: float = 95.0) -> list[Interval]:
     """A load generator's intervals; one in which it was late itself is unmeasured.
 
@@ -172,7 +176,7 @@ def probed_intervals(records: Iterable[Mapping[str, object]], start_s: float) ->
     for record in records:
         t, latency_ms, age_s = record.get("t"), record.get("latency_ms"), record.get("latency_age_s")
         qps = record.get("qps")
-        if not isinstance(t, int | float) or t < len(found) + 1:
+        if not isinstance(t, int | float) or not len(found) + 1 <= t < len(found) + _GAP_S:
             continue
         fresh = isinstance(latency_ms, int | float) and isinstance(age_s, int | float) and age_s < 1
         while len(found) < int(t):  # a late tick stands for the seconds that it missed

@@ -29,7 +29,8 @@ def page(records: Sequence[Record], wished: Mapping[str, str] | None = None) -> 
         records: the runs.
         wished: colours, by job.
     """
-    runs = [_run(record, wished or {}) for record in records]
+    colours = job_colours((name for record in records for name in record.timeline.jobs), wished)
+    runs = [_run(record, colours) for record in records]
     return _template().render(
         runs=runs,
         together=aggregate([record.summary for record in records]) if len(records) > 1 else None,

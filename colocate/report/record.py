@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,20 @@ from typing import Any
 from colocate import mcperf
 from colocate.errors import UserError
 from colocate.eventlog import Log, parse
-from colocate.metrics import Metrics, metrics_path, read_run
-from colocate.report.grade import Grade, Interval, epoch_s, grade, graded_run, probed_intervals, reported_intervals
+from colocate.metrics import Metrics, fits, metrics_path, read_run
+from colocate.report.grade import (
+    Grade,
+    Interval,
+    epoch_s,
+    grade,
+    graded_run,
+    probed_intervals,
+    reported_intervals,
+    which_run,
+)
 from colocate.report.summary import Summary, summarize, summary_path
 from colocate.report.timeline import Timeline, timeline
+from colocate.shadow import Difference
 from colocate.sim.run import SIMULATED
 from colocate.view import Slo
 
@@ -78,17 +89,16 @@ class Record:
     def summary(self) -> Summary:
         """The document of a run's summary, graded anew by this record's promise and load."""
         told, head = self.told or {}, self.metrics.head
-        jobs = told.get("jobs")
-        known = jobs if isinstance(jobs, Mapping) else {}
+        known = told.get("jobs", {})
         return summarize(
             self.grade,
-            {name: _state(self.grade, name, known.get(name)) for name in dict.fromkeys((*self.timeline.jobs, *known))},
+            {name: _state(self.grade, name, known.get(name)) for name in dict.fromkeys((*self.grade.jobs, *known))},
             log=str(self.path),
             mcperf=str(self.load_path) if self.load_path else None,
             source=self.source,
             policy=self.policy,
             policies=told.get("policies", []),
-            shadow=told.get("shadow"),
+            shadow=_shadow(told),
             scenario=told.get("scenario", head.get("scenario")),
             seed=told.get("seed", head.get("seed")),
             cores=told.get("cores") or head.get("cores") or sorted(self.timeline.cores),
@@ -137,15 +147,18 @@ def load_record(
     if load_path is None:
         load_path = own_load(path, told, metrics)
     if load_path is None:
-        run = graded_run(log)
         begin_s = epoch_s(metrics.begin) if metrics.begin else 0.0
-        return Record(path, run, slo, tuple(probed_intervals(metrics.ticks, begin_s)), None, (), metrics, told)
+        probed = tuple(probed_intervals(metrics.ticks, begin_s))
+        run = graded_run(log, probed)
+        return Record(path, run, slo, probed, None, tuple(which_run(log, run)), metrics, told)
     outputs = mcperf.parse_all(read_text(load_path), interval_s=interval_s) or [mcperf.parse("")]
     intervals, output = _best(log, outputs, slo.percentile)
     warnings = tuple(f"{load_path.name}: {warning}" for warning in output.warnings)
     if not intervals:
         warnings += (f"{load_path.name}: no load interval with a time in it",)
-    return Record(path, graded_run(log, intervals), slo, intervals, load_path, warnings, metrics, told)
+    run = graded_run(log, intervals)
+    warnings += tuple(which_run(log, run))
+    return Record(path, run, slo, intervals, load_path, warnings, metrics, told)
 
 
 def own_load(path: Path, told: Summary | None = None, metrics: Metrics | None = None) -> Path | None:
@@ -153,10 +166,13 @@ def own_load(path: Path, told: Summary | None = None, metrics: Metrics | None = 
     told, metrics = told or _told(path) or {}, metrics or _metrics(path)
     settings = metrics.head.get("settings")
     named = [told.get("mcperf"), settings.get("latency_from") if isinstance(settings, Mapping) else None]
-    places = [
-        place for name in named if isinstance(name, str) for place in (Path(name), path.with_name(Path(name).name))
-    ]
-    return next((place for place in places if place.is_file()), None)
+    for name in named:
+        if isinstance(name, str) and Path(name).name:
+            for place in (Path(name), path.with_name(Path(name).name)):
+                with suppress(OSError):  # a name that is too long
+                    if place.is_file():
+                        return place
+    return None
 
 
 def headline(record: Record) -> Sequence[str]:
@@ -192,7 +208,7 @@ def write_text(path: Path, text: str) -> None:
         UserError: it cannot be written.
     """
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="replace")  # JSON can hold halves of signs
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", "give a file that can be written") from error
 
@@ -215,22 +231,39 @@ def _told(path: Path) -> Summary | None:
         told = json.loads(summary_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return told if isinstance(told, dict) else None
+    if not isinstance(told, dict):
+        return None
+    return {key: value for key, value in told.items() if value is not None and fits(value, _SUMMARY.get(key, object))}
+
+
+_SUMMARY = {  # what is read of the summary that a run left; what has another shape is no summary's
+    "mcperf": str, "source": str, "policy": str, "policies": [str], "scenario": str, "seed": int, "cores": [int],
+    "slo_ms": float, "exit_code": int, "jobs": {"": {"": object}}, "warnings": [str], "shadow": {"": object},
+}  # fmt: skip
+_SHADOW = {"policy": str, "ticks": int, "disagreements": int, "dropped": str}
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and value > 0 else None
+    return float(value) if fits(value, float) and value > 0 else None  # type: ignore[arg-type,operator]  # a number
 
 
 def _state(found: Grade, name: str, known: object) -> dict[str, object]:
     """State and retries of a job: as the run told them, else what the log shows."""
-    if isinstance(known, Mapping) and {"state", "retries", "threads"} <= known.keys():
-        return {key: known[key] for key in ("state", "retries", "threads")}
+    if isinstance(known, Mapping) and isinstance(known.get("state"), str) and isinstance(known.get("retries"), int):
+        return {key: known.get(key) for key in ("state", "retries", "threads")}
     ended = name in found.jobs and found.jobs[name].wall_s is not None
     return {"state": "finished" if ended else "unfinished", "retries": 0, "threads": None}
 
 
+def _shadow(told: Summary) -> object:
+    """What the run's shadow came to, where it is told whole."""
+    found = told.get("shadow", {})
+    counts = found.get("service")
+    whole = all(fits(found.get(key), shape) for key, shape in _SHADOW.items())
+    known = fits(counts, {"": float}) and counts.keys() == {part.name for part in fields(Difference)}
+    return found if whole and (known or counts is None) else None
+
+
 def _own_warnings(told: Mapping[str, Any], found: Grade) -> list[str]:
     """What the run warned of and grading does not say anyway."""
-    warnings = told.get("warnings")
-    return [str(w) for w in warnings if w not in found.warnings] if isinstance(warnings, list) else []
+    return [warning for warning in told.get("warnings", []) if warning not in found.warnings]

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from colocate.controller import Controller
 from colocate.metrics import finite
@@ -112,7 +113,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     for name, job in summary["jobs"].items():
         times = (_seconds(job[key]) for key in ("start_s", "run_s", "wall_s"))
         style = "" if job["state"] == "finished" else "bold red"
-        table.add_row(name, job["state"], *times, str(job["threads"]), str(job["retries"]), style=style)
+        words = (name, job["state"], *times, str(job["threads"]), str(job["retries"]))
+        table.add_row(*map(Text, words), style=style)  # as text: a name from anybody's log may look like markup
     console.print(table)
     line("")
     makespan_s, ratio = summary["makespan_s"], summary["slo_violation_ratio"]

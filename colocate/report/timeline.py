@@ -6,13 +6,12 @@ Times are seconds from the first batch job's start, as graded reports count them
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any
 
-from colocate.cores import CoreSet
+from colocate.cores import CoreSet, format_list
 from colocate.eventlog import SERVICE, Event, Log
 from colocate.metrics import Metrics
 from colocate.report.grade import HOUR_S, Interval, epoch_s
@@ -148,6 +147,11 @@ def timeline(
     )
 
 
+def listed(cores: CoreSet) -> str:
+    """Cores as the log writes them; a start whose list cannot be read tells of none."""
+    return format_list(cores) if cores else "cores unknown"
+
+
 def holders(line: Timeline) -> dict[int, list[tuple[float, float, tuple[str, ...]]]]:
     """Of each core: from when to when who held it, memcached first; paused jobs hold none."""
     held: dict[int, list[tuple[Stretch, str]]] = {core: [] for core in sorted(line.cores)}
@@ -215,10 +219,10 @@ class _Told:
         self._ticks = ticks
         self._reasons: dict[tuple[str, str], tuple[list[float], list[str]]] = {}
         for time_s, tick in zip(self._times_s, ticks, strict=True):
-            for kind, target in _asked(tick["moves"]):
+            for kind, target, _ in tick["moves"]:
                 times_s, reasons = self._reasons.setdefault((kind, target), ([], []))
                 times_s.append(time_s)
-                reasons.append(str(tick.get("reason") or ""))
+                reasons.append(tick.get("reason", ""))
 
     def change(self, event: Event, time_s: float, before: CoreSet, cores: CoreSet) -> Change:
         return Change(time_s, event.event, event.job, before, cores, self._reason(event, time_s), self._latency(time_s))
@@ -240,18 +244,12 @@ class _Told:
     def _seen(self, index: int) -> float | None:
         if not 0 <= index < len(self._ticks):
             return None
-        value, age_s = self._ticks[index].get("latency_ms"), self._ticks[index].get("latency_age_s")
-        if isinstance(value, int | float) and isinstance(age_s, int | float) and age_s < EFFECT_S:
-            return float(value)
-        return None
+        value: float | None = self._ticks[index].get("latency_ms")
+        age_s = self._ticks[index].get("latency_age_s")
+        return value if age_s is not None and age_s < EFFECT_S else None
 
     def _reported(self, index: int, time_s: float) -> float | None:
         if not 0 <= index < len(self._intervals):
             return None
         interval = self._intervals[index]
         return interval.latency_ms if interval.end_s > time_s else None
-
-
-def _asked(moves: Iterable[Any]) -> Iterable[tuple[str, str]]:
-    """Kind and target of each move of a tick; what has another shape is left out."""
-    return ((str(move[0]), str(move[1])) for move in moves if isinstance(move, list) and len(move) >= 2)
