@@ -86,6 +86,9 @@ def report_command(args: argparse.Namespace) -> int:
             from colocate.report.figures import check_figure
         for path in figures.values():
             check_figure(path)
+    if args.html:
+        with needs("report"):
+            from colocate.report.page import page
     console = Console(stderr=True)
     with reporting(console) if console.is_terminal else nullcontext(lambda _what, _share: None) as progress:
         records = list(_read(args, console, progress))
@@ -105,8 +108,6 @@ def report_command(args: argparse.Namespace) -> int:
             for number, record in enumerate(records, 1):
                 draw(kind, record, _numbered(path, number, len(records)), colours)
     if args.html:
-        with needs("report"):
-            from colocate.report.page import page
         write_text(args.html, page(records, colours))
     return int(any(not one.counts for one in found))
 

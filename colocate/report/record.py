@@ -196,7 +196,7 @@ def read_text(path: Path) -> str:
         UserError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_bytes().decode("utf-8", "replace")  # read_text would hide a CR LF
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", "give a file that can be read") from error
 
