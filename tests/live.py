@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,19 +38,32 @@ def catalogue(path: Path, image: str, jobs: Mapping[str, str], directory: Path |
 
 
 class Run:
-    """One `colocate run` in progress."""
+    """One `colocate run` in progress.
 
-    def __init__(self, tmp_path: Path, server: Memcached, *arguments: str) -> None:
+    Args:
+        tmp_path: where its log, its state and its output go.
+        server: the memcached.
+        arguments: of `colocate run`.
+        program: what Python runs instead of `colocate`.
+        before: a program that starts Python, with its arguments.
+        env: variables of the environment that are to be otherwise than ours.
+    """
+
+    def __init__(
+        self, tmp_path: Path, server: Memcached, *arguments: str, program: Sequence[str] = ("-m", "colocate"),
+        before: Sequence[str] = (), env: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.logs = tmp_path / "logs"
         self._output = (tmp_path / "output").open("w+")
         self._errors = (tmp_path / "errors").open("w+")
         argv = [
-            sys.executable, "-m", "colocate", "run", "--memcached-ip", server.ip, "--port", str(server.port),
+            *before, sys.executable, *program, "run", "--memcached-ip", server.ip, "--port", str(server.port),
             "--log-dir", str(self.logs), "--state-dir", str(tmp_path / "state"), "--json", *arguments,
         ]  # fmt: skip
         self.process = subprocess.Popen(
-            argv, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._errors
-        )
+            argv, cwd=tmp_path, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=self._output,
+            stderr=self._errors,
+        )  # fmt: skip
 
     @property
     def log(self) -> str:
@@ -89,9 +102,12 @@ class Run:
 
 
 @contextmanager
-def running(tmp_path: Path, server: Memcached, *arguments: str) -> Iterator[Run]:
-    """A run that is over when the block is."""
-    run = Run(tmp_path, server, *arguments)
+def running(
+    tmp_path: Path, server: Memcached, *arguments: str, program: Sequence[str] = ("-m", "colocate"),
+    before: Sequence[str] = (), env: Mapping[str, str] | None = None,
+) -> Iterator[Run]:  # fmt: skip
+    """A run that is over when the block is; the arguments are those of `Run`."""
+    run = Run(tmp_path, server, *arguments, program=program, before=before, env=env)
     try:
         yield run
     finally:

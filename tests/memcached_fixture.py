@@ -53,6 +53,10 @@ class Memcached:
         self.process.kill()
         self.process.wait(DEADLINE_S)
 
+    def use(self, *options: str) -> None:
+        """Start with these options the next time."""
+        self._options = options
+
     def restart(self) -> None:
         self.stop()
         self.process = self._start()
