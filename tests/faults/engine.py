@@ -27,6 +27,8 @@ IMAGE = "colocate/faults:own"
 class Engine:
     """`dockerd` with directories, a socket, and a containerd of its own, no network, and one image: `/behave`.
 
+    In a network namespace of its own, since with `--bridge=none` it would remove the other engine's bridge.
+
     Args:
         directory: a short path, for the sockets'.
         behave: the program that the image holds.
@@ -40,7 +42,7 @@ class Engine:
         config = directory / "daemon.json"
         config.write_text(json.dumps({"live-restore": live_restore}))
         self._argv = [
-            "dockerd", "--config-file", str(config), "--data-root", str(directory / "data"),
+            "unshare", "--net", "dockerd", "--config-file", str(config), "--data-root", str(directory / "data"),
             "--exec-root", str(directory / "exec"), "--pidfile", str(directory / "pid"), "--host", self.url,
             "--containerd-namespace", f"faults-{os.getpid()}",
             "--containerd-plugins-namespace", f"plugins-{os.getpid()}",

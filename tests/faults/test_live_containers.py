@@ -1,0 +1,149 @@
+"""Real containers and processes that are killed, removed, paused, moved, or end while their cores change."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from colocate.host.cgroup import JobCgroup
+from tests.faults import policies
+from tests.faults.stage import Stage
+from tests.faults.watchman import times
+from tests.memcached_fixture import eventually
+
+ALL = frozenset(os.sched_getaffinity(0))
+SWAY = ("--policy", f"{policies.__file__}:Sway")
+
+
+def states(summary: dict) -> dict[str, str]:
+    return {name: job["state"] for name, job in summary["jobs"].items()}
+
+
+def test_a_container_that_is_killed_is_started_again(docker_stage: Stage) -> None:
+    stage, most = docker_stage, times(2, 8)
+    with stage.begin({"spin": "spin 1"}, "--retries", str(most)) as run:
+        run.until("start spin")
+        for turn in range(most):
+            with stage.injected(7) as fault:
+                stage.container("spin").kill()
+                fault.over()
+                run.until(f"started+again%2C+try+{turn + 2}")
+                fault.recovered()
+        assert run.end(signal.SIGTERM) == 143
+        assert states(run.summary) == {"spin": "stopped"}
+    assert stage.watchman.left() == []
+
+
+def test_containers_that_are_removed_are_reported_and_none_is_made_anew(docker_stage: Stage) -> None:
+    stage, names = docker_stage, [f"job{number}" for number in range(times(2, 8))]
+    with stage.begin(dict.fromkeys(names, "spin 1")) as run:
+        for name in names:
+            run.until(f"start {name}")
+            with stage.injected(7) as fault:
+                stage.container(name).remove(force=True)
+                fault.over()
+                run.until(f"custom {name} vanished")
+                fault.recovered()
+        assert run.end() == 1
+        assert states(run.summary) == dict.fromkeys(names, "stopped")
+    assert " end job" not in run.log
+    assert stage.watchman.left() == []
+
+
+def test_what_takes_the_name_of_a_removed_container_is_left_alone(docker_stage: Stage) -> None:
+    stage = docker_stage
+    assert stage.client is not None
+    with stage.begin({"spin": "spin 1"}) as run:
+        run.until("start spin")
+        old = stage.container("spin")
+        with stage.injected(7):
+            old.remove(force=True)
+            other = stage.client.containers.create(
+                stage.image, ["/behave", "spin", "1"], name=old.name, network_mode="none"
+            )
+            try:
+                other.start()
+                assert run.end() == 1
+                other.reload()
+                assert other.status == "running"
+                assert other.attrs["HostConfig"]["CpusetCpus"] == ""
+            finally:
+                other.remove(force=True)
+    assert stage.watchman.left() == []
+
+
+def test_a_container_that_somebody_pauses_goes_on(docker_stage: Stage) -> None:
+    stage = docker_stage
+    with stage.begin({"spin": "spin 1"}) as run:
+        run.until("start spin")
+        container = stage.container("spin")
+        for _ in range(times(2, 8)):
+            with stage.injected(7) as fault:
+                container.pause()
+                fault.over()
+                eventually(lambda: container.reload() or container.status == "running", "goes on")
+                fault.recovered()
+        assert run.end(signal.SIGTERM) == 143
+    assert stage.watchman.left() == []
+
+
+def test_a_cpuset_that_somebody_changes_is_put_right(docker_stage: Stage) -> None:
+    stage, every = docker_stage, ",".join(map(str, sorted(ALL)))
+    with stage.begin({"spin": "spin 1"}) as run:
+        run.until("start spin")
+        container = stage.container("spin")
+        pid = container.attrs["State"]["Pid"]
+        own = os.sched_getaffinity(pid)
+        service = ",".join(map(str, sorted(ALL - own)))
+        for turn in range(times(2, 8)):
+            with stage.injected(11) as fault:
+                container.update(cpuset_cpus=(service, every)[turn % 2])
+                fault.over()
+                eventually(lambda: os.sched_getaffinity(pid) == own, "moved back")
+                fault.recovered()
+        group = JobCgroup.of(pid)
+        for _ in range(times(1, 4)):  # Docker's record says what was asked for, the kernel something else
+            with stage.injected(8) as fault:
+                assert group.cpuset is not None
+                (group.cpuset / "cpuset.cpus").write_text(service)
+                fault.over()
+                eventually(lambda: os.sched_getaffinity(pid) == own, "moved back")
+                fault.recovered()
+        group.close()
+        assert run.end(signal.SIGTERM) == 143
+    assert stage.watchman.left() == []
+
+
+@pytest.mark.parametrize(("behaviour", "fault"), [("stubborn", 15), ("forks 8", 27), ("fork", 27)])
+def test_it_ends_whatever_its_jobs_do(stage: Stage, behaviour: str, fault: int) -> None:
+    with stage.begin({"odd": behaviour, "spin": "spin 1"}, *SWAY) as run:
+        run.until("start odd")
+        eventually(lambda: run.log.count("update_cores memcached") > 2, "cores have moved")
+        with stage.injected(fault) as case:
+            run.process.send_signal(signal.SIGTERM)
+            case.over()
+            assert run.end() == 143
+            assert stage.watchman.left() == []
+            case.recovered()
+
+
+def test_what_a_job_leaves_running_in_a_session_of_its_own_does_not_outlive_the_run(stage: Stage) -> None:
+    with stage.begin({"escape": "escape"}) as run, stage.injected(27):
+        assert run.end() == 0, run.errors
+        assert states(run.summary) == {"escape": "finished"}
+        assert stage.watchman.left() == []
+
+
+def test_jobs_that_end_at_the_moment_of_a_move_are_counted_once(stage: Stage) -> None:
+    jobs = {f"job{number}": f"exit {0 if number % 4 else 3} {200 + 37 * number}" for number in range(times(4, 12))}
+    with stage.begin(jobs, *SWAY, "--retries", "0") as run:
+        assert run.end() == 1, run.errors
+    expected = {name: "failed" if line.startswith("exit 3") else "finished" for name, line in jobs.items()}
+    for name, state in expected.items():
+        with stage.injected(27):
+            assert states(run.summary)[name] == state
+            assert run.log.count(f" start {name} ") == 1
+            assert run.log.count(f" end {name}\n") == (state == "finished")
+    assert stage.watchman.left() == []
