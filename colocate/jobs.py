@@ -15,6 +15,7 @@ from pathlib import Path
 
 from colocate.cores import CoreSet
 from colocate.errors import UserError
+from colocate.trust import read_trusted
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 SUITES = tuple(suite + mark for suite in ("parsec", "splash2", "splash2x") for mark in "_-")  # no part of a job's name
@@ -115,7 +116,7 @@ def load_catalogue(name_or_path: str) -> tuple[JobSpec, ...]:
             text = (shipped / path.name).read_text(encoding="utf-8")
         else:
             path = Path(name_or_path)
-            text = path.read_text(encoding="utf-8")
+            text = read_trusted(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "is not UTF-8 text"
         raise UserError(f"jobs {name_or_path!r}: {reason}", f"give a TOML file or one of {', '.join(names)}") from error

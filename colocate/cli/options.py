@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from colocate.cores import CoreSet, parse_ranges
 from colocate.errors import UserError
+from colocate.trust import read_trusted
 
 CONFIG = Path("colocate.toml")
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -135,7 +136,7 @@ def parse_with_config(
     if given is None and not path.is_file():
         return parser.parse_args(argv)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_trusted(path).decode("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{path}: {reason}", "give a TOML file of options") from error

@@ -19,6 +19,7 @@ from colocate.sim.batch import JobFigures
 from colocate.sim.host import Delay, Delays
 from colocate.sim.service import ServiceFigures
 from colocate.topology import Topology
+from colocate.trust import read_trusted
 from colocate.view import Slo
 
 _KEYS = {"description", "machine", "cores", "siblings", "scenario", "service", "jobs", "moves"}
@@ -108,7 +109,7 @@ def load_calibration(name_or_path: str) -> Calibration:
     try:
         if name_or_path.endswith(".toml") or here.is_file():
             path = Path(name_or_path) if name_or_path.endswith(".toml") else here
-            text, where = path.read_text(encoding="utf-8"), str(path)
+            text, where = read_trusted(path).decode("utf-8"), str(path)
         elif name_or_path in calibration_names():
             where = here.name
             text = (resources.files("colocate.sim.calibrations") / where).read_text(encoding="utf-8")
