@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from colocate.host.latency import LatencySource, Probe, Reported
 from colocate.host.live import Doorbell, LiveHost, Service
 from colocate.host.memcached import ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
+from colocate.host.notify import Notifier
 from colocate.host.pretend import PretendRuntime
 from colocate.host.processes import ProcessRuntime
 from colocate.host.restore import restore
@@ -128,10 +129,17 @@ class Session:
 
         def shown(controller: Controller) -> None:
             watch.show(controller)
+            manager.alive(self.host.now(), watch.line())
             if show is not None:
                 show(controller)
 
+        def ending() -> int:
+            if number := interrupted():
+                manager.stopping()
+            return number
+
         with (
+            closing(Notifier()) as manager,
             signals(ring) as interrupted,
             controlled(state_dir, self.controller, ring, watch.handlers()) as take,
         ):
@@ -144,7 +152,7 @@ class Session:
                 duration_s=settings.duration_s,
                 once=settings.once,
                 on_exit=settings.on_exit,
-                interrupted=interrupted,
+                interrupted=ending,
                 show=shown,
                 before=take,
             )

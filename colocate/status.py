@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from colocate import __version__
 from colocate.controller import Controller, Decision
-from colocate.cores import CoreSet
-from colocate.jobs import ACTIVE, JobState
+from colocate.cores import CoreSet, format_ranges
+from colocate.jobs import ACTIVE, ENDED, JobState
 from colocate.metrics import finite
 from colocate.move import SERVICE, Move, MoveKind
 from colocate.packing import work_s
@@ -87,6 +87,16 @@ class Watch:
         told = finite(facts)
         assert isinstance(told, dict)  # noqa: S101 -- of a mapping it makes one
         return told
+
+    def line(self) -> str:
+        """The same in a line, for the service manager."""
+        decision = self._controller.decision
+        if decision is None:
+            return _state(self._controller)
+        jobs = decision.view.jobs.values()
+        running, ended = (sum(job.state in states for job in jobs) for states in (ACTIVE, ENDED))
+        cores = format_ranges(decision.view.service.cores) if decision.view.service.cores else "none"
+        return f"{self._controller.regulator.acting}: memcached on cores {cores}, {running} jobs run, {ended} ended"
 
     def figures(self, *_: object) -> Answer:
         """What Prometheus is told: the tallies of `Meter`, counts, this process's CPU time, the age of each signal."""

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from colocate.errors import UserError
+from colocate.trust import check_directory, read_trusted
 
 VERSION = 1
 
@@ -63,9 +64,14 @@ def boot_id(root: Path = Path("/")) -> str:
 
 
 class StateFile:
-    """The state of one run in one file, replaced as a whole (temporary file, fsync, rename)."""
+    """The state of one run in one file, replaced as a whole (temporary file, fsync, rename).
+
+    Raises:
+        UserError: somebody else can write in the directory.
+    """
 
     def __init__(self, directory: Path) -> None:
+        check_directory(directory)
         self.path = directory / "state.json"
         self._lock = threading.Lock()
 
@@ -82,9 +88,13 @@ class StateFile:
             raise UserError(f"{self.path}: {error.strerror}", "give a writable --state-dir") from error
 
     def read(self) -> Saved | None:
-        """What was saved, if it is of this boot; a file that makes no sense is set aside with a warning."""
+        """What was saved, if it is of this boot; a file that makes no sense is set aside with a warning.
+
+        Raises:
+            UserError: somebody else can write it; it names processes to pin, groups to remove, a log to close.
+        """
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
+            data = json.loads(read_trusted(self.path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -172,7 +182,7 @@ class Lock:
             self._fd = -1
 
     def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW  # where everybody may write, a link may lead anywhere
         try:
             return os.open(self.path, flags)  # without O_CREAT: fs.protected_regular forbids it on others' files
         except FileNotFoundError:
