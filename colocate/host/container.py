@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from colocate.cores import CoreSet, format_ranges, parse_ranges
-from colocate.host.engine import ENGINE_ERRORS, is_conflict, is_missing, reason
+from colocate.host.engine import ENGINE_ERRORS, is_absent, is_conflict, is_missing, reason
 from colocate.host.proctree import wait_until
 from colocate.host.wishes import Engine, Phase, Wishes
 from colocate.jobs import JobEventKind, JobSpec
@@ -26,6 +26,7 @@ _FREEZE_S, _FREEZE_AGAIN_S = 30.0, 0.02
 _EVENT_S, _ASK_AGAIN_S = 0.025, 0.01  # the engine takes 20 ms to notice an end; asking earlier only delays it
 _KILL_AGAIN_S, _KILLS = 5.0, 3
 _RECORD_BACK_OFF_S, _RECORD_TRIES = 1.0, 5
+_ABSENT_S = 0.2  # between two tries to reach an engine that is not there
 _UNSURE_S = 60.0  # an engine that hung carries out old calls first
 
 _log = logging.getLogger(__name__)
@@ -56,14 +57,15 @@ class Container(Wishes):
     def _next(self) -> tuple[Callable[[], None] | None, float | None]:
         """The next thing to do, and when."""
         phase = self._phase
+        absent_s = self._absent_s - time.monotonic()
         if phase is Phase.NEW and self._on_exit is None:
-            return self._create, None
+            return (self._create, None) if absent_s <= 0 else (None, absent_s)
         if self._on_exit is not None and (phase is not Phase.RUNNING or self._on_exit == "stop"):
             return self._remove, None
         if phase is Phase.CREATED and self._stop_wished:
             return self._discard, None
         if phase in (Phase.CREATED, Phase.ENDED) and self._start_wished:
-            return self._start, None
+            return (self._start, None) if absent_s <= 0 else (None, absent_s)
         if phase is not Phase.RUNNING:
             return None, None
         due: list[tuple[float, Callable[[], None]]] = []
@@ -87,7 +89,8 @@ class Container(Wishes):
         try:
             self._record.create(self._engine.run_id, self._spec, self._threads)
         except ENGINE_ERRORS as error:
-            self._failed(Phase.GONE, error)
+            if not self._waits_for(error):
+                self._failed(Phase.GONE, error)
             return
         with self._cond:
             self._enter(Phase.CREATED)
@@ -102,6 +105,17 @@ class Container(Wishes):
             self._record.move(cores)
             pid = self._record.start()
         except ENGINE_ERRORS as error:
+            with self._cond:
+                if self._waits_for(error):
+                    self._start_wished = not self._stop_wished
+                    self._enter(before)
+                    return
+            if before is Phase.ENDED:  # an engine that was killed may have lost track of it: once more, with a new one
+                self._removed()
+                with self._cond:
+                    self._start_wished = not self._stop_wished
+                    self._enter(Phase.NEW)
+                return
             self._failed(before, error)
             return
         with self._cond:
@@ -124,7 +138,7 @@ class Container(Wishes):
             found = self._engine.quick.inspect_container(self._record.id)
         except ENGINE_ERRORS as error:
             with self._cond:
-                self._inspect_s = time.monotonic() + 0.2
+                self._inspect_s = time.monotonic() + _ABSENT_S
                 if is_missing(error):
                     self._vanished()
             return
@@ -309,6 +323,11 @@ class Container(Wishes):
             self._grip.take_back()
             self._over(Phase.GONE)
             self._done = True
+
+    def _waits_for(self, error: BaseException) -> bool:
+        """Whether to try again by and by: an engine that is not there says nothing about the job."""
+        self._absent_s = time.monotonic() + _ABSENT_S
+        return is_absent(error)
 
     def _failed(self, phase: Phase, error: BaseException) -> None:
         with self._cond:

@@ -177,13 +177,19 @@ class ContainerRuntime:
             self._closing.wait(_RECONNECT_S)
 
     def _list(self) -> None:
-        """Compare with the engine's list now and then: an event may be lost."""
-        while not self._closing.wait(_LIST_EVERY_S):
+        """Compare with the engine's list now and then: an event may be lost, and an engine that was away is back."""
+        away = False
+        while not self._closing.wait(_RECONNECT_S if away else _LIST_EVERY_S):
             asked_s = time.monotonic()
             try:
                 listed = containers_of(self._clients[0], self._run_id)
             except ENGINE_ERRORS:
+                away = True
                 continue
+            if away:
+                away = False
+                for job in tuple(self._jobs.values()):
+                    job.engine_is_back()
             states = {one["Labels"][JOB_LABEL]: one["State"] for one in listed}
             for name, job in tuple(self._jobs.items()):
                 job.listed(states.get(name), asked_s)

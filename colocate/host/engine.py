@@ -118,6 +118,11 @@ def is_conflict(error: BaseException) -> bool:
     return isinstance(error, docker.errors.APIError) and error.status_code == 409
 
 
+def is_absent(error: BaseException) -> bool:
+    """Whether nothing was answered: the engine is stopped, starts anew, or hangs."""
+    return isinstance(error, OSError) and not isinstance(error, docker.errors.APIError)
+
+
 def _present(client: docker.DockerClient, image: str) -> bool:
     try:
         client.images.get(image)

@@ -6,7 +6,7 @@ from docker import APIClient
 from docker.types import LogConfig
 
 from colocate.cores import CoreSet, format_ranges
-from colocate.host.engine import ENGINE_ERRORS, JOB_LABEL, RUN_LABEL
+from colocate.host.engine import ENGINE_ERRORS, JOB_LABEL, RUN_LABEL, is_conflict
 from colocate.jobs import JobSpec
 
 _LOG = LogConfig(type="json-file", config={"max-size": "1m", "max-file": "1"})  # a chatty job cannot fill the disk
@@ -43,10 +43,17 @@ class Record:
             cgroup_parent=self._parent,
             log_config=_LOG,
         )
-        made = self._patient.create_container(
-            spec.image, spec.argv(threads), name=f"colocate-{run_id}-{spec.name}", host_config=host,
-            labels={RUN_LABEL: run_id, JOB_LABEL: spec.name},
-        )  # fmt: skip
+        name, labels = f"colocate-{run_id}-{spec.name}", {RUN_LABEL: run_id, JOB_LABEL: spec.name}
+        try:
+            made = self._patient.create_container(
+                spec.image, spec.argv(threads), name=name, host_config=host, labels=labels
+            )
+        except ENGINE_ERRORS as error:
+            if not is_conflict(error):
+                raise
+            made = self._patient.inspect_container(name)  # of an earlier try whose answer was lost
+            if not labels.items() <= made["Config"]["Labels"].items():
+                raise
         self.id = made["Id"]
 
     def start(self) -> int:

@@ -26,6 +26,7 @@ from colocate.move import OnExit
 from colocate.view import JobSample
 
 _KILLED = 128 + signal.SIGKILL
+_UNKNOWN = 255  # the engine's code for an end of which it knows no more
 
 
 class Phase(enum.Enum):
@@ -82,6 +83,7 @@ class Wishes:
         self._cores, self._paused = cores, False  # the wish
         self._wish_s = self._record_s = 0.0  # when it changed; when the record may be touched again
         self._record_tries = 0
+        self._absent_s = 0.0  # until then there is no use in asking an engine that was not there
         self._unsure_s = 0.0  # until then a call that we gave up may still be carried out
         self._owed: set[JobEventKind] = set()  # wishes that were answered by False
         self._start_wished = self._stop_wished = False
@@ -177,6 +179,14 @@ class Wishes:
             elif state != ("paused" if self._record.paused else "running") and not self._recording:
                 self._suspicious()
 
+    def engine_is_back(self) -> None:
+        """The engine answers again: what was put off because it did not is due now."""
+        with self._cond:
+            self._record_s = self._absent_s = 0.0
+            self._record_tries = 0
+            if self._phase is Phase.RUNNING:
+                self._suspicious()
+
     def finish(self, on_exit: OnExit) -> None:
         """End the worker, and with it the container where that is wished; join `thread` to wait for it."""
         with self._cond:
@@ -216,7 +226,7 @@ class Wishes:
 
     def _maybe_removed(self, code: int) -> bool:
         """A forced removal begins with the engine's SIGKILL; whether this is one, only its record tells."""
-        return self._killed and code == _KILLED and not self._stop_wished
+        return self._killed and code in (_KILLED, _UNKNOWN) and not self._stop_wished
 
     def _suspicious(self, wait_s: float = 0.0) -> None:
         due_s = time.monotonic() + wait_s
