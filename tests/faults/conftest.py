@@ -12,10 +12,12 @@ from tests.faults.stage import Stage, make_stage
 from tests.memcached_fixture import Memcached, running_memcached
 
 _LEDGER = pytest.StashKey[list[Injection]]()
+_NOTES = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash.setdefault(_LEDGER, [])
+    config.stash.setdefault(_NOTES, [])
 
 
 @pytest.fixture
@@ -24,11 +26,19 @@ def ledger(pytestconfig: pytest.Config) -> list[Injection]:
     return pytestconfig.stash.setdefault(_LEDGER, [])
 
 
+@pytest.fixture
+def notes(pytestconfig: pytest.Config) -> list[str]:
+    """Lines for below the table: what else was measured."""
+    return pytestconfig.stash.setdefault(_NOTES, [])
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     found = config.stash.get(_LEDGER, [])
     if found:
         terminalreporter.section("faults")
         terminalreporter.write_line(table(found))
+        for line in config.stash.get(_NOTES, []):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import docker
 
+from colocate.host.cgroup import JobCgroup
 from tests.memcached_fixture import DEADLINE_S, eventually
 
 IMAGE = "colocate/faults:own"
@@ -27,7 +28,8 @@ IMAGE = "colocate/faults:own"
 class Engine:
     """`dockerd` with directories, a socket, and a containerd of its own, no network, and one image: `/behave`.
 
-    In a network namespace of its own, since with `--bridge=none` it would remove the other engine's bridge.
+    In a network namespace of its own, since with `--bridge=none` it would remove the other engine's bridge. As on a
+    real server, containerd is a service apart, which outlives `dockerd`.
 
     Args:
         directory: a short path, for the sockets'.
@@ -41,11 +43,17 @@ class Engine:
         self._log = (directory / "log").open("w")
         config = directory / "daemon.json"
         config.write_text(json.dumps({"live-restore": live_restore}))
+        containerd = directory / "containerd.toml"
+        containerd.write_text(
+            f'version = 2\nroot = "{directory}/root"\nstate = "{directory}/state"\n'
+            f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{directory}/containerd.sock"\n'
+        )
+        self._containerd = self._spawn("containerd", "--config", str(containerd))
+        eventually((directory / "containerd.sock").exists, "the test's own containerd listens")
         self._argv = [
             "unshare", "--net", "dockerd", "--config-file", str(config), "--data-root", str(directory / "data"),
             "--exec-root", str(directory / "exec"), "--pidfile", str(directory / "pid"), "--host", self.url,
-            "--containerd-namespace", f"faults-{os.getpid()}",
-            "--containerd-plugins-namespace", f"plugins-{os.getpid()}",
+            "--containerd", str(directory / "containerd.sock"),
             "--bridge=none", "--iptables=false", "--ip6tables=false", "--storage-driver=vfs",
         ]  # fmt: skip
         self.process = self._begin()
@@ -93,22 +101,38 @@ class Engine:
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(DEADLINE_S)
-        self.process.kill()
-        self.process.wait()
-        for pid in self._below():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not self._below(), "its containerd and its shims have ended")
+        for process in (self.process, self._containerd):
+            process.kill()
+            process.wait()
+
+        def gone() -> bool:
+            left = self._below()
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    group = JobCgroup.of(pid)
+                    group.thaw()
+                    group.close()
+            return not left
+
+        eventually(gone, "its containerd, its shims and its containers have ended")
+        for one in self._containers():
+            for place in Path("/sys/fs/cgroup").glob(f"**/docker/{one}"):
+                with contextlib.suppress(OSError):
+                    place.rmdir()
         for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
             place = line.split()[1]
             if place.startswith(f"{self._directory}/"):
                 subprocess.run(["umount", "-l", place], check=False)
         self._log.close()
 
-    def _begin(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            self._argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
+    def _spawn(self, *argv: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
         )
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        process = self._spawn(*self._argv)
 
         def answers() -> bool:
             assert process.poll() is None, f"dockerd has ended: {(self._directory / 'log').read_text()[-2000:]}"
@@ -121,15 +145,17 @@ class Engine:
         eventually(answers, "the test's own Docker Engine answers")
         return process
 
+    def _containers(self) -> list[str]:
+        return [place.name for place in (self._directory / "data/containers").glob("*")]
+
     def _below(self) -> list[int]:
-        """Its containerd and shims: those that name its directory."""
+        """Its containerd and shims, which name its directory, and what is in its containers' control groups."""
         found = []
         for place in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if (
-                    f"{self._directory}/".encode() in (place / "cmdline").read_bytes()
-                    and int(place.name) != os.getpid()
-                ):
+                named = f"{self._directory}/".encode() in (place / "cmdline").read_bytes()
+                groups = (place / "cgroup").read_text()
+                if named or any(one in groups for one in self._containers()):
                     found.append(int(place.name))
         return found
 

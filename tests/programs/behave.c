@@ -1,9 +1,11 @@
 /* A job that behaves as a test needs it:
  *   behave spin N        N threads use all the CPU they get
+ *   behave polite        one thread does, and SIGTERM ends it with code 143, also where it is the first process
  *   behave stubborn      one thread does, and SIGTERM is ignored
  *   behave fork          a child and its child use CPU, in other process groups than their parent
  *   behave forks N       N processes come and go all the time, each for a few milliseconds
  *   behave escape        a grandchild in a session of its own uses CPU; its parents end after 0.3 s, with code 0
+ *   behave flood         writes without end
  *   behave exit CODE MS  ends with CODE after MS milliseconds
  * What stands after that is not looked at: a test knows its own processes by it.
  */
@@ -22,6 +24,11 @@ static void *spin(void *unused)
     for (;;)
         turns++;
     return NULL;
+}
+
+static void leave(int number)
+{
+    _exit(128 + number);
 }
 
 static void spin_for(long nanoseconds)
@@ -44,6 +51,9 @@ int main(int argc, char **argv)
                 return 3;
         }
         spin(NULL);
+    } else if (!strcmp(what, "polite")) {
+        signal(SIGTERM, leave);
+        spin(NULL);
     } else if (!strcmp(what, "stubborn")) {
         signal(SIGTERM, SIG_IGN);
         spin(NULL);
@@ -63,6 +73,13 @@ int main(int argc, char **argv)
                 alive -= 2;
             }
         }
+    } else if (!strcmp(what, "flood")) {
+        static char text[4096];
+        memset(text, 'x', sizeof text);
+        text[sizeof text - 1] = '\n';
+        for (;;)
+            if (write(1, text, sizeof text) < 0)
+                return 3;
     } else if (!strcmp(what, "escape")) {
         if (fork() == 0) {
             setsid();

@@ -1,0 +1,177 @@
+"""A Docker Engine that is stopped, killed, slow, broken, deaf or moved: memcached's cores follow its load all the same.
+
+Engines that end are the tests' own; before the machine's engine stands a proxy, which only the test's run goes through.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import docker
+import pytest
+
+from tests.faults import policies
+from tests.faults.engine import IMAGE, Engine, Proxy, own_engine, proxied
+from tests.faults.press import Press, pressing
+from tests.faults.stage import Stage
+from tests.faults.watchman import FULL, in_time, times
+from tests.memcached_fixture import Memcached, eventually
+
+ALL = set(os.sched_getaffinity(0))
+FOLLOW = ("--policy", f"{policies.__file__}:Follow", "--set", "high=0.15", "--set", "low=0.05")
+PERIOD_S = 0.05
+OUTAGE_S = 30.0 if FULL else 3.0
+
+
+def held(server: Memcached) -> set[int]:
+    return os.sched_getaffinity(server.pid)
+
+
+def steps(server: Memcached, press: Press, until_s: float) -> list[float]:
+    """Steps in memcached's load, up and down, for so long: seconds from each rise until it has all cores.
+
+    It ends on a rise.
+    """
+    found = []
+    while True:
+        began_s = press.put(1.0)
+        eventually(lambda: held(server) == ALL, "memcached has all cores")
+        found.append(time.monotonic() - began_s)
+        if time.monotonic() > until_s:
+            return found
+        press.put(0.0)
+        eventually(lambda: held(server) != ALL, "it has fewer again")
+
+
+def judge(found: list[float], notes: list[str], what: str) -> None:
+    """Within two periods is what is promised; a machine that others use may be late now and then."""
+    notes.append(
+        f"{what}: all cores {1e3 * statistics.median(found):.0f} ms after a rise of memcached's load (median of"
+        f" {len(found)}, longest {1e3 * max(found):.0f} ms)"
+    )
+    assert not FULL or statistics.median(found) <= 2 * PERIOD_S
+
+
+@contextmanager
+def staged(stage: Stage, engine: Engine) -> Iterator[None]:
+    """With that engine instead of the machine's."""
+    stage.image, stage.env = IMAGE, {"DOCKER_HOST": engine.url}
+    with engine.client() as stage.client:
+        yield
+
+
+@pytest.mark.parametrize("live_restore", [True, False], ids=["live restore", "no live restore"])
+@pytest.mark.parametrize("end", [Engine.stop, Engine.kill], ids=["stopped", "killed"])
+def test_without_dockerd_memcached_keeps_its_pace_and_no_job_is_lost(
+    docker_stage: Stage, notes: list[str], live_restore: bool, end: Callable[[Engine], None]
+) -> None:
+    stage, server = docker_stage, docker_stage.server
+    with own_engine(stage.behave, live_restore=live_restore) as engine, staged(stage, engine):
+        with pressing(server.port) as press, stage.begin({"job": "polite"}, *FOLLOW, "--retries", "9") as run:
+            run.until("start job")
+            eventually(lambda: held(server) != ALL, "memcached has one core")
+            for outage_s in [OUTAGE_S] if FULL else [OUTAGE_S, 0.0]:
+                outlives = stage.watchman.jobs()
+                with stage.injected(13) as fault:
+                    again = run.log.count("started+again")
+                    end(engine)
+                    found = steps(server, press, time.monotonic() + outage_s)
+                    engine.start()
+                    fault.over()
+                    press.put(0.0)
+                    if live_restore:
+                        assert stage.watchman.jobs() == outlives
+                    else:
+                        eventually(lambda: run.log.count("started+again") > again, "the job runs again")  # noqa: B023
+                    eventually(lambda: recorded(stage, "job"), "Docker's record says what is")
+                    fault.recovered()
+                    assert in_time(fault.recovery_s or 0.0), fault.recovery_s
+                judge(found, notes, f"without dockerd ({outage_s:g} s)")
+            assert run.end(signal.SIGTERM) == 143
+            assert run.summary["jobs"]["job"]["state"] == "stopped"
+        assert stage.watchman.left() == []
+
+
+def recorded(stage: Stage, job: str) -> bool:
+    """Whether the engine says of a job's container what the kernel says: it runs, on these cores."""
+    try:
+        container = stage.container(job)
+    except (docker.errors.DockerException, ValueError):
+        return False
+    state, host = container.attrs["State"], container.attrs["HostConfig"]
+    try:
+        cores = os.sched_getaffinity(state["Pid"])
+    except ProcessLookupError:
+        return False
+    return bool(state["Running"]) and not state["Paused"] and host["CpusetCpus"] == ",".join(map(str, sorted(cores)))
+
+
+class Slow:
+    """Every answer comes after five seconds."""
+
+    def begin(self, proxy: Proxy) -> None:
+        proxy.delay_s = 5.0
+
+    def end(self, proxy: Proxy) -> None:
+        proxy.delay_s = 0.0
+
+
+class Broken:
+    """Every answer is 500."""
+
+    def begin(self, proxy: Proxy) -> None:
+        proxy.broken = True
+
+    def end(self, proxy: Proxy) -> None:
+        proxy.broken = False
+
+
+class Deaf:
+    """What the engine tells of its containers is swallowed; it does not begin again by itself."""
+
+    def begin(self, proxy: Proxy) -> None:
+        proxy.deaf = True
+
+    def end(self, proxy: Proxy) -> None:
+        pass
+
+
+class Moved:
+    """The socket is gone, and comes back."""
+
+    def begin(self, proxy: Proxy) -> None:
+        proxy.remove()
+
+    def end(self, proxy: Proxy) -> None:
+        proxy.put_back()
+
+
+@pytest.mark.parametrize(("kind", "number"), [(Slow, 13), (Broken, 13), (Deaf, 14), (Moved, 13)])
+def test_of_an_engine_in_trouble_nothing_depends_but_its_record(
+    docker_stage: Stage, notes: list[str], kind: type[Slow | Broken | Deaf | Moved], number: int
+) -> None:
+    stage, server, trouble = docker_stage, docker_stage.server, kind()
+    with proxied() as proxy, pressing(server.port) as press:
+        stage.env = {"DOCKER_HOST": proxy.url}
+        with stage.begin({"job": "spin 1"}, *FOLLOW) as run:
+            run.until("start job")
+            for _ in range(times(1, 3)):
+                with stage.injected(number) as fault:
+                    trouble.begin(proxy)
+                    found = steps(server, press, time.monotonic() + times(3, 10))
+                    trouble.end(proxy)
+                    fault.over()
+                    press.put(0.0)
+                    eventually(lambda: recorded(stage, "job"), "Docker's record says what is")
+                    fault.recovered()
+                judge(found, notes, f"engine {kind.__name__.lower()}")
+            stage.container("job").remove(force=True)
+            run.until("custom job vanished")
+            assert run.end() == 1
+            assert run.summary["jobs"]["job"]["state"] == "stopped"
+    assert stage.watchman.left() == []
