@@ -66,12 +66,18 @@ class Stage:
 
         Nothing may have been broken when it is over.
         """
-        with Watchman(self.server, self.token, self.directory, self.client, **(watch or {})) as self._watchman:
+        with self.watched(**(watch or {})):
             env = {**self.env, **how.pop("env", {})}
             with running(self.directory, self.server, *self.arguments(jobs, *more), env=env, **how) as run:
                 yield run
             self.watchman.look()
         assert not self.watchman.breaches
+
+    @contextmanager
+    def watched(self, **watch: Any) -> Iterator[Watchman]:
+        """A watchman without a run."""
+        with Watchman(self.server, self.token, self.directory, self.client, **watch) as self._watchman:
+            yield self._watchman
 
     @contextmanager
     def injected(self, fault: int) -> Iterator[Fault]:

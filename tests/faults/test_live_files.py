@@ -1,0 +1,190 @@
+"""The files of a run: their disk is full or read-only, the state file is damaged, or from another boot or version."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from colocate.eventlog import violations
+from tests.faults import policies
+from tests.faults.stage import Stage
+from tests.live import colocate, masks
+from tests.memcached_fixture import eventually
+
+SWAY = ("--policy", f"{policies.__file__}:Sway")
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[Path]:
+    """A file system of a megabyte there."""
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0755", "colocate-test", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(place: Path) -> None:
+    """Not a byte is left."""
+    with (place / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+
+def read_only(place: Path, *, wanted: bool) -> None:
+    # Refused while a file is open for writing: of what is mounted elsewhere, too, only that view is made read-only.
+    subprocess.run(["mount", "-o", f"remount,bind,{'ro' if wanted else 'rw'}", place], check=True)
+
+
+@pytest.mark.parametrize("where", ["logs", "state"])
+def test_where_nothing_can_be_written_nothing_begins(process_stage: Stage, where: str) -> None:
+    stage = process_stage
+    server, before = stage.server, masks(stage.server.pid)
+    arguments = stage.arguments({"spin": "spin 1"})
+    with small_disk(stage.directory / where) as disk:
+        for kind in ("full", "read-only"):
+            if kind == "full":
+                fill(disk)
+            else:
+                (disk / "filler").unlink()
+                subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+            with stage.watched() as watchman, stage.injected(18):
+                done = colocate(
+                    "run", "--memcached-ip", server.ip, "--port", str(server.port), "--log-dir",
+                    str(stage.directory / "logs"), "--state-dir", str(stage.directory / "state"), *arguments,
+                    cwd=stage.directory,
+                )  # fmt: skip
+                assert done.returncode == 2, (kind, done.stderr)
+                assert done.stderr.splitlines()[-1].startswith("colocate: "), done.stderr
+                assert "Traceback" not in done.stderr
+                assert masks(server.pid) == before
+                assert watchman.jobs() == []
+
+
+def test_a_disk_that_fills_up_stops_no_run(stage: Stage) -> None:
+    """What the log could not take in time, it takes once there is room."""
+    with small_disk(stage.directory / "logs") as disk, stage.begin({"spin": "spin 1"}, *SWAY) as run:
+        run.until("start spin")
+        with stage.injected(18) as fault:
+            fill(disk)
+            moved = masks(stage.server.pid)
+            eventually(lambda: masks(stage.server.pid) != moved, "cores move")
+            eventually(lambda: masks(stage.server.pid) == moved, "and back")
+            lines = run.log.count("\n")
+            (disk / "filler").unlink()
+            fault.over()
+            eventually(lambda: run.log.count("\n") > lines + 1, "the log goes on")
+            fault.recovered()
+        assert run.end(signal.SIGTERM) == 143
+        assert violations(run.log) == []
+        assert stage.watchman.left() == []
+
+
+def test_a_disk_that_stays_full_stops_no_run(process_stage: Stage) -> None:
+    stage = process_stage
+    with small_disk(stage.directory / "logs") as disk, stage.begin({"spin": "spin 1"}, *SWAY) as run:
+        run.until("start spin")
+        with stage.injected(18):
+            fill(disk)
+            assert run.end(signal.SIGTERM) == 143, run.errors
+            assert "Traceback" not in run.errors
+            assert stage.watchman.left() == []
+
+
+@pytest.mark.parametrize("where", ["logs", "state"])
+def test_a_disk_that_turns_read_only_stops_no_run(process_stage: Stage, where: str) -> None:
+    """The state file is not written anew for a memcached that comes back, nor can it be removed: that is told."""
+    stage = process_stage
+    with small_disk(stage.directory / where) as disk, stage.begin({"spin": "spin 1"}, *SWAY) as run:
+        run.until("start spin")
+        with stage.injected(18) as fault:
+            read_only(disk, wanted=True)
+            pid = stage.server.pid
+            stage.server.restart()
+            assert stage.server.pid != pid
+            eventually(lambda: len(masks(stage.server.pid)[stage.server.pid]) == 1, "the new memcached is pinned")
+            if where == "logs":
+                assert run.end(signal.SIGTERM) == 143, run.errors
+            else:
+                assert run.end(signal.SIGTERM) in {143, 1}, run.errors
+            assert "Traceback" not in run.errors, run.errors
+            read_only(disk, wanted=False)
+            fault.over()
+            done = colocate("restore", "--state-dir", str(stage.directory / "state"), cwd=stage.directory)
+            assert done.returncode in {0, 2}, done.stderr  # the guard may be at it
+            fault.recovery_s = stage.watchman.back_after(fault.over_s)
+
+
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "bit-flipped": lambda data: bytes([data[0] ^ 1]) + data[1:],
+    "of a future version": lambda data: json.dumps({**json.loads(data), "version": 99}).encode(),
+    "before a reboot": lambda data: json.dumps({**json.loads(data), "boot_id": "another"}).encode(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_state_file_that_cannot_be_believed_is_put_aside_and_the_next_run_begins(
+    process_stage: Stage, damage: str
+) -> None:
+    stage, state = process_stage, process_stage.directory / "state/state.json"
+    with stage.begin({"spin": "exit 0 30000"}, "--no-guard") as run:
+        run.until("start spin")
+        run.process.kill()
+        run.process.wait()
+    pids = stage.watchman.jobs()
+    text = state.read_bytes()
+    state.write_bytes(DAMAGE[damage](text))
+    number = 17 if damage == "before a reboot" else 18
+    try:
+        # What is left of the first run is not this one's to judge: the file that named it is gone.
+        with stage.begin({"short": "exit 0 10"}, watch={"sharing": True}) as run, stage.injected(number):
+            assert run.end() == 0, run.errors
+            assert not state.exists()
+            assert state.with_suffix(".corrupt").exists() == (damage != "before a reboot")
+            assert ("set aside" in run.errors) == (damage != "before a reboot")
+    finally:
+        state.write_bytes(text)  # so that the first run can be put back after all
+        done = colocate("restore", "--state-dir", str(stage.directory / "state"), cwd=stage.directory)
+    assert done.returncode == 0, done.stderr
+    assert not set(pids) & set(stage.watchman.jobs())
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_guard_that_cannot_believe_the_state_file_leaves_the_machine_alone(process_stage: Stage, damage: str) -> None:
+    stage, state = process_stage, process_stage.directory / "state/state.json"
+    with stage.begin({"spin": "spin 1"}) as run:
+        run.until("start spin")
+        text = state.read_bytes()
+        with stage.injected(17 if damage == "before a reboot" else 18):
+            before = masks(stage.server.pid)
+            state.write_bytes(DAMAGE[damage](text))
+            guard = guard_of(run.process.pid)
+            run.process.kill()
+            run.process.wait()
+            eventually(lambda: guard is None or not Path(f"/proc/{guard}").exists(), "the guard has ended")
+            assert masks(stage.server.pid) == before
+        state.write_bytes(text)
+        done = colocate("restore", "--state-dir", str(stage.directory / "state"), cwd=stage.directory)
+        assert done.returncode == 0, done.stderr
+    assert stage.watchman.left() == []
+
+
+def guard_of(pid: int) -> int | None:
+    """The guard of a run."""
+    for place in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in place.read_text().split():
+            if b"colocate.host.guard" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    return None
