@@ -25,10 +25,11 @@ from colocate.host.monitor import ResourceMonitor
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobEvent, JobEventKind, JobSpec, JobState, load_catalogue
 from colocate.policy import JobView, ServiceView, Signal, Slo, View, load_policy
+from colocate.selftest_privileges import privilege_checks
 from colocate.selftest_sharing import sharing_checks
 from colocate.topology import read_topology
 
-COMPONENTS = ("monitor", "memcached", "docker", "sharing", "policy", "log")
+COMPONENTS = ("privileges", "monitor", "memcached", "docker", "sharing", "policy", "log")
 _PATIENCE_S = 30.0
 _SPIN_S = 0.3
 _SPIN = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
@@ -39,6 +40,7 @@ _SLEEP += "\nprint(flush=True)\ntime.sleep(60)"
 def selftest(ip: str, port: int, pid: int | None, log_dir: Path, component: str = "all") -> Iterator[Check]:
     """Try one component or all of them; yields each check as it is done."""
     tests: dict[str, Callable[[], Iterator[Check]]] = {
+        "privileges": lambda: privilege_checks(ip, port, pid),
         "monitor": lambda: _monitor(ip, port, pid),
         "memcached": lambda: _memcached(ip, port, pid),
         "docker": _docker,
@@ -133,8 +135,7 @@ def _memcached(ip: str, port: int, pid: int | None) -> Iterator[Check]:
 
 
 def _permitted(affinity: ServiceAffinity) -> str:
-    affinity.may_pin()
-    return "may be pinned"
+    return f"may be pinned {affinity.may_pin()}"
 
 
 def _pin_a_child() -> str:

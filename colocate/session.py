@@ -222,12 +222,12 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
     _check_writable(settings.log_dir)
     _check_latency_file(settings.latency_from)
 
+    state = StateFile(settings.state_dir or default_directory())
     lock = Lock(settings.state_dir / "lock" if settings.state_dir else default_lock())
     guard: Guard | None = None
     if not settings.dry_run:
         lock.acquire()
     try:
-        state = StateFile(settings.state_dir or default_directory())
         if not settings.dry_run and (left := state.read()) is not None:
             done, failed = restore(left)
             for line in done:

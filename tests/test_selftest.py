@@ -28,7 +28,7 @@ def test_every_component_passes_here_and_nothing_is_left(tmp_path, server, docke
     report = json.loads(done.stdout)
     assert [check for check in report["checks"] if not check["ok"]] == []
     assert (report["ok"], done.returncode) == (True, 0)
-    components = {"monitor", "memcached", "docker", "sharing", "policy", "log"}
+    components = {"privileges", "monitor", "memcached", "docker", "sharing", "policy", "log"}
     assert {check["component"] for check in report["checks"]} == components
     assert {"component", "name", "ok", "ms", "cure"} <= set(report["checks"][0])
     names = [check["name"] for check in report["checks"] if check["component"] == "docker"]

@@ -27,10 +27,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def restore_command(args: argparse.Namespace) -> int:
     """Restore; one line for each thing done, and for each that failed."""
+    state = StateFile(args.state_dir or default_directory())
     lock = Lock(args.state_dir / "lock" if args.state_dir else default_lock())
     lock.acquire()
     try:
-        state = StateFile(args.state_dir or default_directory())
         saved = state.read()
         done, failed = restore(saved) if saved else ([], [])
         if args.all:

@@ -35,7 +35,8 @@ def selftest_command(args: argparse.Namespace) -> int:
         checks.append(check)
         if not args.json:
             cure = f" -> {check.cure}" if check.cure else ""
-            what = f"{'pass' if check.ok else 'FAIL'}  {check.component:9} {check.name:10}"
+            word = ("note" if check.cure else "pass") if check.ok else "FAIL"
+            what = f"{word}  {check.component:10} {check.name:10}"
             print(f"{what} {check.ms:8.1f} ms  {check.detail}{cure}", flush=True)
     ok = all(check.ok for check in checks)
     if args.json:

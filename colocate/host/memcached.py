@@ -65,8 +65,8 @@ class ServiceAffinity:
         """The distinct masks of all its threads; none when it is gone."""
         return frozenset(mask for _, mask in self._now())
 
-    def may_pin(self) -> None:
-        """Ask the kernel, without changing anything.
+    def may_pin(self) -> str:
+        """Ask the kernel, without changing anything; by which means, for people.
 
         A set without any core is always refused, and whoever may not pin at all is told so first (EPERM). By sudo the
         first thread is given the very cores that it has: a sudo without the capability would still be shown them.
@@ -81,9 +81,11 @@ class ServiceAffinity:
             if not self._taskset("-cp", present, str(self.process.pid)):
                 what = f"not permitted to pin memcached (pid {self.process.pid})"
                 raise UserError(what, _PERMISSION_CURE) from error
+            return f"by `{' '.join((*self._sudo, 'taskset'))}`"
         except OSError as error:
             if error.errno == errno.ESRCH:
                 raise UserError(f"memcached (pid {self.process.pid}) has just ended", "start it again") from error
+        return "directly"
 
     def pin(self, cores: CoreSet) -> int:
         """Confine every thread to these cores, and read all of them back.

@@ -237,7 +237,7 @@ class ProcessRuntime:
         """Start the process that waits to become the job; says what went wrong."""
         where = one.spec.directory or self._workdir or Path.cwd()
         argv = one.spec.argv(one.threads)
-        program = str(where / argv[0]) if "/" in argv[0] else argv[0]
+        program = str(where.absolute() / argv[0]) if "/" in argv[0] else argv[0]
         if shutil.which(program) is None:
             return f"{argv[0]}: no such program in {where}"
         read_end, gate = os.pipe()
