@@ -20,6 +20,7 @@ from colocate.policy import Choice, Plan, Policy
 from colocate.regulator import Deadline, Intervention, Limits, Regulator
 from colocate.shadow import Shadow
 from colocate.topology import Topology
+from colocate.vetting import vetted
 from colocate.view import History, Observation, Profile, ServiceView, Signal, Slo, View
 
 _QUIET_S = 10.0  # the same remark is not logged more often
@@ -95,6 +96,7 @@ class Controller:
         self.decision: Decision | None = None
         self._history = History()
         self._seen: Observation | None = None
+        self._gap_s = 0.0  # between the last two observations
         self._pid: int | None = None
         self._service_logged = False
         self._noted: dict[tuple[str, str], float] = {}
@@ -122,10 +124,15 @@ class Controller:
 
     def absorb(self, observation: Observation) -> None:
         """Take in what has happened and what is measured."""
-        before, self._seen = self._seen, observation
+        before = self._seen
+        observation, remarks = vetted(observation, before.time_s if before else None, self._gap_s)
+        self._seen = observation
         now_s, service = observation.time_s, observation.service
+        for remark in remarks:
+            self.note(SERVICE, "bad_signals", remark)
         if before is not None:
-            self._judge(service.latency_ms, now_s - before.time_s)
+            self._gap_s = now_s - before.time_s
+            self._judge(service.latency_ms, self._gap_s)
         for event in observation.events:
             if event.job in self.jobs:
                 if kind := _DONE.get(event.kind):
@@ -197,7 +204,7 @@ class Controller:
             if job:
                 job.failed(move.kind, error, now_s)
         elif job:
-            job.wished(move, now_s)
+            job.wished(move, now_s, now_s - (took_s or 0.0))
             if done:
                 job.took_effect(move.kind, move.cores, now_s)
         else:

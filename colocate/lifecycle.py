@@ -51,6 +51,7 @@ class JobLife:
         self._logged = False
         self.wish_s = float("-inf")
         self._not_before_s = float("-inf")
+        self._begun_s = float("-inf")  # when its creation or start was last asked for
         self._run_s = 0.0
         self._since_s: float | None = None
         self._cpu_s: tuple[float, float] | None = None  # when, how much
@@ -114,9 +115,11 @@ class JobLife:
             self.wish_paused = sample.paused
         return found
 
-    def wished(self, move: Move, now_s: float) -> None:
-        """A move for it has been handed to the host."""
+    def wished(self, move: Move, now_s: float, since_s: float) -> None:
+        """A move for it has been handed to the host, which took it at `since_s`."""
         self.wish_s = now_s
+        if move.kind in {MoveKind.CREATE, MoveKind.START}:
+            self._begun_s = since_s
         match move.kind:
             case MoveKind.CREATE:
                 self.asked_for, self.created = True, False
@@ -156,7 +159,7 @@ class JobLife:
 
     def happened(self, event: JobEvent) -> None:
         """Take in what a runtime reports; what FAILED means follows from the state."""
-        if self.state in ENDED:
+        if self.state in ENDED or event.time_s < self._begun_s:  # told late: of a try that is over
             return
         match event.kind:
             case JobEventKind.CREATED:
@@ -169,7 +172,7 @@ class JobLife:
                 self.took_effect(MoveKind.PAUSE, frozenset(), event.time_s)
             case JobEventKind.RESUMED:
                 self.took_effect(MoveKind.RESUME, frozenset(), event.time_s)
-            case JobEventKind.EXITED:
+            case JobEventKind.EXITED if self.state is not JobState.WAITING:  # else told twice
                 self._exited(event)
             case JobEventKind.GONE if self.state is JobState.WAITING:  # made anew; it had not begun
                 self.asked_for = self.created = False
@@ -213,7 +216,7 @@ class JobLife:
         self._started(event.time_s)  # it may be over before its start was seen
         if self.stopping:
             self._over(JobState.STOPPED, "stopped", event.time_s)
-        elif event.code == 0 and self.state is not JobState.WAITING:
+        elif event.code == 0:
             self._close_pause(event.time_s)
             self._enter(JobState.FINISHED, event.time_s)
             self._say(Entry("end", self.name))

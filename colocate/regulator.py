@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from colocate.jobs import ENDED, MOST_THREADS
 from colocate.policy import Choice, Plan, Policy, View, share_out
 
+_RISE, _RISE_CORES = 1.2, 0.1  # less is the noise of one tick
 SAFE = "safe"  # the label of the policy that takes over
 
 
@@ -27,6 +28,7 @@ class Limits:
         latency_max_age_s: its latency is stale when older, once there has been one.
         latency_lost_s: a latency that has been stale for this long is not waited for any more: its source has ended.
         shrink_every_s: least time between two shrinkings, and after a growth.
+        rise_s: its load rises as long as it uses a fifth more CPU than at some time in so many seconds before.
         deadline_s: longest that a decision may take.
         strikes: failures of the policy after which the safe one takes over.
     """
@@ -37,6 +39,7 @@ class Limits:
     latency_max_age_s: float = 15.0
     latency_lost_s: float = 60.0
     shrink_every_s: float = 0.5
+    rise_s: float = 0.5
     deadline_s: float = 0.25
     strikes: int = 3
 
@@ -143,7 +146,7 @@ class Regulator:
         elif impossible := self._impossible(plan, view):
             intervene("impossible", impossible)
             plan = self._accepted if self._accepted.service else safe_plan(view, self.limits.floor_cores)
-        for rule in (self._unshared, self._floored, self._fresh_enough, self._unhurried):
+        for rule in (self._unshared, self._floored, self._fresh_enough, self._unhurried, self._risen):
             if changed := rule(plan, view):
                 plan, reason = changed
                 intervene(rule.__name__.strip("_"), reason)
@@ -192,6 +195,11 @@ class Regulator:
         if service.latency_ms.fresh(self.limits.latency_max_age_s):
             self._latency_s = view.time_s
         more = plan.share - self._accepted.share
+        if not self._held:  # at the beginning it has all cores
+            known = service.cpu_cores.fresh(self.limits.cpu_max_age_s) or service.qps.fresh(self.limits.qps_max_age_s)
+            if known or plan.service == view.total_cores:
+                return None
+            return replace(plan, service=view.total_cores), "nothing is known of its load: memcached keeps all cores"
         if plan.service >= self._held and not more:
             return None
         expected = view.time_s - self._latency_s < self.limits.latency_lost_s
@@ -214,6 +222,15 @@ class Regulator:
         if plan.service >= self._held or view.time_s - self._changed_s >= self.limits.shrink_every_s:
             return None
         return replace(plan, service=self._held), f"shrinks at most every {self.limits.shrink_every_s:g} s"
+
+    def _risen(self, plan: Plan, view: View) -> tuple[Plan, str] | None:
+        """Memcached gets no core fewer while its load rises."""
+        if plan.service >= self._held:
+            return None
+        uses = view.recent("cpu_cores", self.limits.rise_s)
+        if not uses or uses[-1] <= max(_RISE * min(uses), min(uses) + _RISE_CORES):
+            return None
+        return replace(plan, service=self._held), "its load rises: memcached keeps its cores"
 
 
 def malformed(plan: object) -> str:

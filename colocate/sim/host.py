@@ -158,6 +158,8 @@ class SimHost:
         """Give memcached all cores back and end, leave or pause the jobs; idempotent."""
         if not self._closed:
             self._closed = True
+            self._created.clear()
+            self._starting.clear()
             self.machine.pin(self.machine.topology.cores)
             for name in tuple(self.machine.jobs):
                 if on_exit == "stop":

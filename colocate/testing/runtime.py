@@ -1,4 +1,4 @@
-"""Public fakes, for people who write policies, hosts and runtimes: real classes that do as they are told, no mocks."""
+"""An in-memory runtime whose jobs follow scripts, and a host on which moving too often or too seldom hurts."""
 
 from __future__ import annotations
 

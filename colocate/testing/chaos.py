@@ -1,0 +1,504 @@
+"""Faults by a seed, over the seams: what a host is told, says and does, the log's disk, the policy, the clock.
+
+A `Schedule` says which fault begins at which tick. `ChaosHost` wraps any host and lets it happen; what it did behind
+the controller's back stands in `touched`, so that a checker (`colocate.testing.invariants`) knows what has to be put
+right. Every choice comes from the seed: the same schedule on the same simulated machine gives the same log.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from io import FileIO
+from pathlib import Path
+
+from colocate.cores import CoreSet
+from colocate.eventlog import SchedulerLogger
+from colocate.jobs import JobEvent, JobEventKind
+from colocate.move import SERVICE, Host, Move, MoveError, MoveKind, OnExit
+from colocate.policy import Plan, Policy, View
+from colocate.regulator import OverrunError
+from colocate.view import Observation, ServiceSample, Signal
+
+LISTING_S = 2.0  # a host that misses an event learns of it by listing; no host loses one for good
+FREEZE_S = 30.0
+_SIGNALS = ("cpu_cores", "wait_us", "wait_cores", "qps", "latency_ms")
+_NONSENSE = (math.nan, math.inf, -math.inf, -1.0, 0.0, 1e3, 1e-3)  # the last two are factors: another unit
+_CHANGES = {
+    MoveKind.RESIZE: JobEventKind.RESIZED, MoveKind.PAUSE: JobEventKind.PAUSED, MoveKind.RESUME: JobEventKind.RESUMED
+}  # fmt: skip
+
+
+class Kind(enum.StrEnum):
+    """What can go wrong."""
+
+    UNKNOWN = "unknown"  # signals are missing
+    STALE = "stale"  # signals are those of the fault's beginning, and age
+    NONSENSE = "nonsense"  # signals are no numbers, negative, in another unit
+    BACKWARDS = "backwards"  # the observation's time stands still or steps back
+    EMPTY = "empty"  # neither cores nor jobs nor affinities are looked at
+    UNLOADED = "unloaded"  # the latency is fine, of hardly any sample
+    GONE = "gone"  # memcached is not there, and comes back as another process, on all cores
+    THREADS = "threads"  # memcached has more threads, one of them on all cores
+    FREEZE = "freeze"  # the controller stands still for `FREEZE_S`
+    LATE_TICKS = "late ticks"  # the controller gets little CPU
+    VANISH = "vanish"  # somebody removes a job
+    EXIT = "exit"  # a job ends: with an error, or at the instant of a resize
+    IGNORED = "ignored"  # a move is said to have happened and has not
+    REFUSED = "refused"  # moves fail, without or with an effect
+    ON_ITS_WAY = "on its way"  # moves take effect late, twice, or never, or nobody tells
+    ENGINE = "engine"  # no job's move succeeds, nothing is told
+    PARTIAL = "partial"  # the second move of a tick fails, and all that follow
+    FOREIGN = "foreign"  # somebody else moves memcached or a job, or takes the priorities away
+    EVENTS = "events"  # told late, twice, in another order, of strangers, or only when the host lists
+    DISK = "disk"  # the log's disk is full, also in the middle of a line
+    POLICY = "policy"  # raises, overruns, talks nonsense, or wants something foolish
+    INTERRUPT = "interrupt"  # SIGTERM
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        tick: at which it begins; they are counted by `observe`.
+        ticks: how many it lasts, where it lasts.
+        pick: chooses among the kind's variants, its signals, its jobs.
+    """
+
+    kind: Kind
+    tick: int
+    ticks: int = 1
+    pick: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Which faults happen when; `kill_at` is the step (`ChaosHost.steps`) at which the controller dies, 0 for never."""
+
+    faults: tuple[Fault, ...] = ()
+    kill_at: int = 0
+
+
+def draw(seed: int, ticks: int, *, most: int = 6, steps: int = 0) -> Schedule:
+    """A schedule of one to `most` faults within so many ticks; with `steps`, one in five has a kill within them."""
+    stream = random.Random(seed)  # noqa: S311 -- faults, no secret
+    faults = [
+        Fault(
+            stream.choice([*Kind]),
+            stream.randint(1, ticks),
+            stream.choice((1, 2, 5, 20, 60)),
+            stream.randrange(1 << 16),
+        )
+        for _ in range(stream.randint(1, most))
+    ]
+    kill_at = stream.randint(1, steps) if steps and stream.random() < 0.2 else 0
+    return Schedule(tuple(sorted(faults, key=lambda fault: fault.tick)), kill_at)
+
+
+class Killed(BaseException):
+    """The controller is dead: no call of its host returns any more."""
+
+
+class ChaosHost:
+    """A host that lets a schedule's faults happen.
+
+    Args:
+        host: the real one.
+        schedule: the faults.
+        cores: the managed cores.
+
+    Attributes:
+        tick: how often `observe` was called.
+        steps: how often the controller has come back from the host; a kill hits between any two.
+        injected: how often each kind of fault has happened.
+        touched: by job (or memcached): the tick at which it was last changed, or kept from changing, by a fault.
+        blind: the last tick at which affinities and jobs could not be looked at.
+        completed: how often each job has run to its end.
+    """
+
+    def __init__(self, host: Host, schedule: Schedule, cores: CoreSet) -> None:
+        self.tick = 0
+        self.steps = 0
+        self.injected: Counter[Kind] = Counter()
+        self.touched: dict[str, int] = {}
+        self.blind = -(1 << 30)
+        self.completed: Counter[str] = Counter()
+        self._host = host
+        self._cores = cores
+        self._waiting = list(schedule.faults)
+        self._kill_at = schedule.kill_at
+        self._on: list[Fault] = []
+        self._moves = 0  # of this tick
+        self._running: list[str] = []
+        self._fates: dict[str, JobEvent] = {}  # what is told of a job that a fault ended
+        self._held: list[tuple[float, JobEvent]] = []  # events that are told later, and when
+        self._due: list[tuple[float, Move, bool]] = []  # moves that are made later, when, and whether that is told
+        self._pid = 0  # added to memcached's
+        self._seen: Observation | None = None
+        self._frozen: dict[Fault, ServiceSample] = {}
+
+    def inject(self, fault: Fault) -> None:
+        """One more fault, from the next tick on at the earliest."""
+        self._waiting.append(fault)
+
+    def on(self, kind: Kind) -> Fault | None:
+        """The fault of this kind that lasts now; it counts as injected."""
+        for fault in self._on:
+            if fault.kind is kind:
+                return fault
+        return None
+
+    def interrupted(self) -> int:
+        """For the loop: the signal that asks for the end, or 0."""
+        return 15 if self.on(Kind.INTERRUPT) else 0
+
+    def now(self) -> float:
+        """See `Host.now`."""
+        self._step()
+        return self._host.now()
+
+    def observe(self) -> Observation:
+        """See `Host.observe`."""
+        self._step()
+        self.tick += 1
+        self._moves = 0
+        over, self._on = self._on, [fault for fault in self._on if self.tick < fault.tick + fault.ticks]
+        for fault in over:
+            if fault.kind is Kind.GONE and fault not in self._on:  # a new process is pinned to nothing
+                self._pid += 1
+                self._meddle(Move(MoveKind.PIN, SERVICE, self._cores))
+        for fault in [fault for fault in self._waiting if fault.tick <= self.tick]:
+            self._waiting.remove(fault)
+            self._begin(replace(fault, tick=self.tick))
+        self._make_due()
+        seen = self._host.observe()
+        if seen.jobs:
+            self._running = sorted(seen.jobs)
+        seen = self._tampered(replace(seen, events=self._told(seen.events)))
+        self._seen = seen
+        self._step()
+        return seen
+
+    def act(self, move: Move) -> bool:
+        """See `Host.act`."""
+        self._step()
+        self._moves += 1
+        done = self._pin(move) if move.target == SERVICE else self._act(move)
+        self._step()
+        return done
+
+    def wait(self, until_s: float) -> None:
+        """See `Host.wait`."""
+        self._step()
+        if (fault := self.on(Kind.FREEZE)) and fault.tick == self.tick:
+            until_s = self._host.now() + FREEZE_S
+        elif fault := self.on(Kind.LATE_TICKS):
+            until_s += (0.1, 0.3, 1.1, 3.0)[fault.pick % 4]
+        else:
+            self._host.wait(until_s)
+            return
+        while self._host.now() < until_s:
+            before_s = self._host.now()
+            self._host.wait(until_s)
+            if self._host.now() == before_s:  # it waits for somebody to take in what has happened
+                self._held += [(before_s, self._fated(event)) for event in self._host.observe().events]
+
+    def deadline(self, seconds: float) -> AbstractContextManager[None]:
+        """See `Host.deadline`."""
+        return self._host.deadline(seconds)
+
+    def close(self, on_exit: OnExit) -> list[str]:
+        """See `Host.close`."""
+        self._step()
+        problems = self._host.close(on_exit)
+        self._step()
+        return problems
+
+    def _step(self) -> None:
+        self.steps += 1
+        if self._kill_at and self.steps >= self._kill_at:
+            raise Killed
+
+    def _begin(self, fault: Fault) -> None:
+        """A fault begins; what happens only once, happens now."""
+        self.injected[fault.kind] += 1
+        self._on.append(fault)
+        if fault.kind is Kind.FOREIGN and fault.pick % 4 == 0:
+            count = 1 + fault.pick // 4 % len(self._cores)
+            self._meddle(Move(MoveKind.PIN, SERVICE, frozenset(sorted(self._cores)[-count:])))
+        if not self._running:
+            return
+        job = self._running[fault.pick // 8 % len(self._running)]
+        if fault.kind is Kind.FOREIGN and fault.pick % 4 == 1:
+            core = sorted(self._cores)[fault.pick // 64 % len(self._cores)]
+            self._meddle(Move(MoveKind.RESIZE, job, frozenset({core})))
+        elif fault.kind is Kind.FOREIGN and fault.pick % 4 == 2:
+            self._meddle(Move(MoveKind.PAUSE if fault.pick // 4 % 2 else MoveKind.RESUME, job))
+        elif fault.kind is Kind.VANISH:
+            self._finish(JobEvent(job, JobEventKind.GONE, 0.0, detail="removed by somebody"))
+        elif fault.kind is Kind.EXIT and fault.pick % 2:
+            self._finish(JobEvent(job, JobEventKind.EXITED, 0.0, code=(1, 137, 139)[fault.pick // 2 % 3]))
+
+    def _meddle(self, move: Move) -> None:
+        """Somebody else does something, and nobody tells the controller."""
+        self._touch(move.target)
+        try:
+            self._host.act(move)
+        except MoveError:
+            return
+
+    def _touch(self, target: str) -> None:
+        self.touched[target] = self.tick
+
+    def _finish(self, fate: JobEvent) -> None:
+        """End a job; `fate` is what will be told of it."""
+        if fate.job not in self._fates:
+            self._fates[fate.job] = fate
+            self._meddle(Move(MoveKind.STOP, fate.job))
+
+    def _fated(self, event: JobEvent) -> JobEvent:
+        """An event as it is told of a job that a fault may have ended."""
+        if event.kind in (JobEventKind.EXITED, JobEventKind.GONE):
+            fate = self._fates.pop(event.job, None)
+            if fate is not None and event.code != 0:  # it may have come to its own end before
+                event = replace(event, kind=fate.kind, code=fate.code, detail=fate.detail)
+            self.completed[event.job] += event.code == 0
+        return event
+
+    def _told(self, events: Iterable[JobEvent]) -> tuple[JobEvent, ...]:
+        """What the controller is told now."""
+        now_s = self._host.now()
+        told = [self._fated(event) for event in events]
+        if self.on(Kind.ENGINE):
+            self._held += [(now_s + LISTING_S, event) for event in told]
+            told = []
+        elif fault := self.on(Kind.EVENTS):
+            match fault.pick % 5:
+                case 0:
+                    self._held += [(now_s + LISTING_S, event) for event in told]
+                    told = []
+                case 1:
+                    self._held += [(now_s + 0.7, event) for event in told]  # again, when much may have happened
+                    told = [event for event in told for _ in range(2)]
+                case 2:
+                    self._held += [(now_s + 0.01 * (fault.pick // 5 % 100), event) for event in told]
+                    told = []
+                case 3:
+                    told.reverse()
+                case _:
+                    kind = [*JobEventKind][fault.pick // 5 % len(JobEventKind)]
+                    told.append(JobEvent("stranger", kind, now_s, code=0, cores=self._cores))
+        elif self._held:
+            told = [event for due_s, event in self._held if due_s <= now_s] + told
+            self._held = [one for one in self._held if one[0] > now_s]
+        return tuple(told)
+
+    def _tampered(self, seen: Observation) -> Observation:
+        """The observation with what is wrong with its signals now."""
+        service = seen.service
+        if self._pid:
+            service = replace(service, pid=(service.pid or 1) + self._pid)
+        for fault in self._on:
+            match fault.kind:
+                case Kind.UNKNOWN:
+                    service = _signals(service, fault.pick, lambda _: Signal())
+                case Kind.STALE:
+                    then = self._frozen.setdefault(fault, service)
+                    age_s = 0.05 * (self.tick - fault.tick) + (0.0, 0.9, 1.9, 14.0, 70.0)[fault.pick // 32 % 5]
+                    service = _signals(then, fault.pick, partial(_aged, age_s))
+                case Kind.NONSENSE:
+                    wrong = _NONSENSE[fault.pick // 32 % len(_NONSENSE)]
+                    service = _signals(service, fault.pick, partial(_spoilt, wrong))
+                case Kind.BACKWARDS if self._seen is not None:
+                    back_s = (0.0, 0.05, 1.0, 3600.0)[fault.pick % 4]
+                    seen = replace(seen, time_s=self._seen.time_s - back_s)
+                case Kind.EMPTY:
+                    self.blind = self.tick
+                    seen = replace(seen, cores={}, jobs={})
+                    service = replace(service, affinity=frozenset(), threads=0)
+                case Kind.UNLOADED:
+                    fine = Signal(0.05, 0.0, fault.pick % 2)
+                    service = replace(service, latency_ms=fine, qps=Signal(0.0, 0.0, 1))
+                case Kind.GONE:
+                    self.blind = self.tick
+                    self._touch(SERVICE)
+                    service = ServiceSample(alive=False, pid=service.pid, threads=service.threads)
+                case Kind.THREADS if service.affinity:
+                    service = replace(
+                        service,
+                        affinity=service.affinity | {self._cores},
+                        threads=service.threads + 1 + fault.pick % 3,
+                    )
+                case Kind.FOREIGN if fault.pick % 4 == 3:
+                    seen = replace(seen, can_share=False)
+        return replace(seen, service=service)
+
+    def _pin(self, move: Move) -> bool:
+        if self.on(Kind.GONE):
+            raise MoveError("no such process")
+        if fault := self.on(Kind.REFUSED):
+            if fault.pick % 3 == 1:
+                self._host.act(move)
+            if fault.pick % 3 < 2:
+                self._touch(SERVICE)
+                raise MoveError("told to fail")
+        if (fault := self.on(Kind.IGNORED)) and fault.pick % 2:
+            self._touch(SERVICE)
+            return True
+        self._fail_partly(move)
+        return self._host.act(move)
+
+    def _act(self, move: Move) -> bool:
+        """A job's move."""
+        job, kind = move.target, move.kind
+        begins = kind in (MoveKind.CREATE, MoveKind.START)
+        if self.on(Kind.ENGINE):
+            self._touch(job)
+            raise MoveError("the engine does not answer")
+        if fault := self.on(Kind.REFUSED):
+            self._touch(job)
+            if fault.pick % 3 == 1 and not begins:
+                self._host.act(move)
+            if fault.pick % 3 != 2:
+                raise MoveError("told to fail")
+        self._fail_partly(move)
+        if kind is MoveKind.RESIZE and (fault := self.on(Kind.EXIT)) and not fault.pick % 2:
+            self._finish(JobEvent(job, JobEventKind.EXITED, 0.0, code=0))
+            if fault.pick // 2 % 2:
+                raise MoveError("it has ended")
+            return True
+        if self.on(Kind.IGNORED) and kind in _CHANGES:
+            self._touch(job)
+            return True
+        self._due = [one for one in self._due if (one[1].target, one[1].kind) != (job, kind)]  # the last wish wins
+        if fault := self.on(Kind.ON_ITS_WAY):
+            self._touch(job)
+            later_s = self._host.now() + (0.02, 0.2, 1.0, 3.0)[fault.pick // 4 % 4]
+            variant = fault.pick % 4
+            if begins or variant == 0:
+                self._due.append((later_s, move, True))
+                return False
+            if variant == 1:  # never
+                return False
+            done = self._host.act(move)
+            self._due.append((later_s, move, variant == 3))
+            return done if variant == 2 else False
+        return self._host.act(move)
+
+    def _fail_partly(self, move: Move) -> None:
+        if self.on(Kind.PARTIAL) and self._moves > 1:
+            self._touch(move.target)
+            raise MoveError("told to fail in the middle")
+
+    def _make_due(self) -> None:
+        """Make the moves that were on their way."""
+        now_s = self._host.now()
+        due = [one for one in self._due if one[0] <= now_s]
+        self._due = [one for one in self._due if one[0] > now_s]
+        for _, move, told in due:
+            self._touch(move.target)
+            try:
+                done = self._host.act(move)
+            except MoveError:
+                continue
+            if done and told and move.kind in _CHANGES:
+                self._held.append((now_s, JobEvent(move.target, _CHANGES[move.kind], now_s, cores=move.cores)))
+
+
+def _signals(service: ServiceSample, pick: int, change: Callable[[Signal], Signal]) -> ServiceSample:
+    """Some of the signals changed: the lowest bits of `pick` choose, none of them all."""
+    chosen: Mapping[str, Signal] = {
+        name: change(getattr(service, name)) for bit, name in enumerate(_SIGNALS) if not pick % 32 or pick >> bit & 1
+    }
+    return replace(service, **chosen)  # type: ignore[arg-type]  # each is a signal
+
+
+def _aged(age_s: float, signal: Signal) -> Signal:
+    return replace(signal, age_s=age_s)
+
+
+def _spoilt(wrong: float, signal: Signal) -> Signal:
+    if wrong in (1e3, 1e-3):
+        return signal if signal.value is None else replace(signal, value=wrong * signal.value)
+    return Signal(wrong, 0.0, 100)
+
+
+class Erratic(Policy):
+    """A policy that fails while the host's schedule says so.
+
+    Args:
+        policy: decides otherwise.
+        host: has the schedule.
+    """
+
+    def __init__(self, policy: Policy, host: ChaosHost) -> None:
+        self._policy = policy
+        self._host = host
+
+    def decide(self, view: View) -> Plan:
+        """The policy's plan, or what the fault makes of it."""
+        fault = self._host.on(Kind.POLICY)
+        if fault is None:
+            return self._policy.decide(view)
+        job = next(iter(view.jobs), "nobody")
+        foolish: tuple[object, ...] = (
+            None,
+            Plan(-1),
+            Plan(0),
+            Plan(1),
+            Plan(view.total_cores, dict.fromkeys(view.jobs, view.total_cores)),
+            Plan(1, {"stranger": 1}),
+            Plan(1, {job: -1}),
+            Plan(1, {job: math.nan}),  # type: ignore[dict-item]  # so it is meant
+            Plan(1, share=frozenset(view.jobs)),
+            Plan(1, threads={job: 0}),
+            Plan(1 + self._host.tick % view.total_cores),
+        )
+        match fault.pick % (len(foolish) + 2):
+            case 0:
+                raise RuntimeError("told to fail")
+            case 1:
+                raise OverrunError("told to take too long")
+            case number:
+                return foolish[number - 2]  # type: ignore[return-value]  # so it is meant
+
+
+class ChaosLog(SchedulerLogger):
+    """An event log on a disk that is full while the host's schedule says so.
+
+    Args:
+        directory: where it goes.
+        clock: the wall clock.
+        host: has the schedule and the run's clock.
+    """
+
+    def __init__(self, directory: Path, clock: Callable[[], datetime], host: ChaosHost) -> None:
+        super().__init__(directory, clock, host.now)
+        self._file.close()
+        self._file = _Disk(self.path, host)
+
+
+class _Disk(FileIO):
+    def __init__(self, path: Path, host: ChaosHost) -> None:
+        super().__init__(path, "ab")
+        self._host = host
+        self._room = True
+
+    def write(self, data: bytes) -> int | None:  # type: ignore[override]  # what the log writes
+        fault = self._host.on(Kind.DISK)
+        if fault is None:
+            self._room = True
+            return super().write(data)
+        if self._room and fault.pick % 2:  # the last bytes that fit
+            self._room = False
+            return super().write(data[: max(1, len(data) // 2)])
+        raise OSError(errno.ENOSPC, "No space left on device")
