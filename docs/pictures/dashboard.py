@@ -1,4 +1,4 @@
-"""Makes dashboard.png: `colocate demo --web` as a browser shows it when its first job has ended.
+"""Makes dashboard.png: `colocate demo --web` as a browser shows it when its first job has ended, after 90 s at most.
 
     python docs/pictures/dashboard.py [OPTION...]     the options are those of `colocate demo`
 
@@ -19,7 +19,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 _WIDTH, _HEIGHT = 1280, 900
-_LONGEST_S = 300.0
+_LONGEST_S = 90.0
 _SCREEN = {"width": _WIDTH, "height": _HEIGHT, "deviceScaleFactor": 1, "mobile": False}
 _FINISHED = "document.getElementById('jobs').textContent.includes('finished')"
 
