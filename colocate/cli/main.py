@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -83,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that what is open is closed; a run has handlers of its own
         signal.signal(number, _leave)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # no log's text ends a command because a terminal lacks a sign
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = build_parser(words).parse_args(words)
         if "configurable" in args:  # the command's options may also stand in a file
