@@ -192,6 +192,13 @@ class Controller:
         if dropped:
             self.entries.append(Entry("custom", "scheduler", comment=dropped))
 
+    def ready(self, move: Move, now_s: float) -> bool:
+        """Whether a move can still be made: a job goes on only where it was moved to, lest it does beside memcached."""
+        if move.kind is not MoveKind.RESUME:
+            return True
+        job = self.jobs[move.target]
+        return job.open(now_s) and job.there
+
     def settle(self, move: Move, *, done: bool, now_s: float, error: str = "", took_s: float | None = None) -> None:
         """Take in what became of a move: done at once (in `took_s`), on its way (an event will tell), or failed."""
         job = self.jobs.get(move.target)
@@ -301,7 +308,7 @@ class Controller:
                 continue
             if cores != job.wish_cores:
                 (less if cores < job.wish_cores else more).append(Move(MoveKind.RESIZE, name, cores, reason=reason))
-            if job.wish_paused:
+            if job.wish_paused and (cores != job.wish_cores or job.there):
                 more.append(Move(MoveKind.RESUME, name, reason=reason))
         # What only shrinks waits for nobody; what also grows must wait until the jobs have left.
         return [*grow, *less, *shrink, *more, *starts, *create] if grow else [*shrink, *less, *more, *starts, *create]

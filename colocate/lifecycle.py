@@ -52,6 +52,8 @@ class JobLife:
         self.wish_s = float("-inf")
         self._not_before_s = float("-inf")
         self._begun_s = float("-inf")  # when its creation or start was last asked for
+        self._starts_paused = False
+        self._known_s: dict[str, float] = {}  # when its cores, and whether it is paused, were last known
         self._run_s = 0.0
         self._since_s: float | None = None
         self._cpu_s: tuple[float, float] | None = None  # when, how much
@@ -67,6 +69,11 @@ class JobLife:
     def retries(self) -> int:
         """How often it has been started again."""
         return max(0, self.failures - (self.state is JobState.FAILED))
+
+    @property
+    def there(self) -> bool:
+        """Whether it is on the cores that were last asked for, or will be once it has started."""
+        return self.state is not JobState.PAUSED or self.cores == self.wish_cores
 
     def open(self, now_s: float) -> bool:
         """Whether something may be asked of it now."""
@@ -126,7 +133,7 @@ class JobLife:
                 self.threads = move.threads
             case MoveKind.START:
                 self.wish_cores = self.cores = move.cores
-                self.wish_paused = False
+                self.wish_paused = self._starts_paused = False
                 self._enter(JobState.STARTING, now_s)
             case MoveKind.RESIZE:
                 self.wish_cores = move.cores
@@ -136,11 +143,17 @@ class JobLife:
                 self.stopping = True
 
     def took_effect(self, kind: MoveKind, cores: CoreSet, now_s: float) -> None:
-        """A resize, a pause or a resumption has really happened."""
+        """A resize, a pause or a resumption has really happened; what is told after something newer is no news."""
+        what = "cores" if kind is MoveKind.RESIZE else "paused"
+        if now_s < self._known_s.get(what, float("-inf")):
+            return
+        self._known_s[what] = now_s
         if kind is MoveKind.RESIZE and self.state in ACTIVE:
             changed, self.cores = cores != self.cores, cores
             if changed and self._logged:
                 self._say(Entry("update_cores", self.name, cores))
+        elif self.state is JobState.STARTING:  # it has started, and that is not told yet
+            self._starts_paused = kind is MoveKind.PAUSE
         elif kind is MoveKind.PAUSE and self.state is JobState.RUNNING:
             self._enter(JobState.PAUSED, now_s)
             self._say(Entry("pause", self.name))
@@ -211,6 +224,8 @@ class JobLife:
         else:
             self._logged = True
             self._say(Entry("start", self.name, self.cores, self.threads))
+        if self._starts_paused:
+            self.took_effect(MoveKind.PAUSE, frozenset(), now_s)
 
     def _exited(self, event: JobEvent) -> None:
         self._started(event.time_s)  # it may be over before its start was seen

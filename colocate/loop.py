@@ -129,6 +129,8 @@ def perform(host: Host, controller: Controller, log: SchedulerLogger, moves: Ite
     write(log, controller)  # what has happened since the last tick
     for move in moves:
         begin_s = host.now()
+        if not controller.ready(move, begin_s):
+            continue
         try:
             done = host.act(move)
         except MoveError as error:

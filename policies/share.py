@@ -77,7 +77,8 @@ class Share(Policy):
 def too_heavy(view: View, packing: Packing, cores: int) -> frozenset[str]:
     """Of the jobs that would share, those that must not, so that the others' threads fit on so many cores."""
     kept = set()
-    for name in sorted(packing.share, key=lambda name: pressure(view.jobs[name])):
+    sharers = [name for name in packing.jobs if name in packing.share]  # the order of a set differs between processes
+    for name in sorted(sharers, key=lambda name: pressure(view.jobs[name])):
         cores -= max(1, view.jobs[name].threads - packing.jobs[name])
         if cores < 0:
             break

@@ -56,7 +56,7 @@ class Kind(enum.StrEnum):
     REFUSED = "refused"  # moves fail, without or with an effect
     ON_ITS_WAY = "on its way"  # moves take effect late, twice, or never, or nobody tells
     ENGINE = "engine"  # no job's move succeeds, nothing is told
-    PARTIAL = "partial"  # the second move of a tick fails, and all that follow
+    PARTIAL = "partial"  # the second move of a tick fails, or all from there on
     FOREIGN = "foreign"  # somebody else moves memcached or a job, or takes the priorities away
     EVENTS = "events"  # told late, twice, in another order, of strangers, or only when the host lists
     DISK = "disk"  # the log's disk is full, also in the middle of a line
@@ -364,7 +364,7 @@ class ChaosHost:
         if self.on(Kind.ENGINE):
             self._touch(job)
             raise MoveError("the engine does not answer")
-        if fault := self.on(Kind.REFUSED):
+        if (fault := self.on(Kind.REFUSED)) and _concerns(fault, kind):
             self._touch(job)
             if fault.pick % 3 == 1 and not begins:
                 self._host.act(move)
@@ -376,11 +376,11 @@ class ChaosHost:
             if fault.pick // 2 % 2:
                 raise MoveError("it has ended")
             return True
-        if self.on(Kind.IGNORED) and kind in _CHANGES:
+        if (fault := self.on(Kind.IGNORED)) and kind in _CHANGES and _concerns(fault, kind):
             self._touch(job)
             return True
         self._due = [one for one in self._due if (one[1].target, one[1].kind) != (job, kind)]  # the last wish wins
-        if fault := self.on(Kind.ON_ITS_WAY):
+        if (fault := self.on(Kind.ON_ITS_WAY)) and _concerns(fault, kind):
             self._touch(job)
             later_s = self._host.now() + (0.02, 0.2, 1.0, 3.0)[fault.pick // 4 % 4]
             variant = fault.pick % 4
@@ -395,7 +395,7 @@ class ChaosHost:
         return self._host.act(move)
 
     def _fail_partly(self, move: Move) -> None:
-        if self.on(Kind.PARTIAL) and self._moves > 1:
+        if (fault := self.on(Kind.PARTIAL)) and (self._moves == 2 if fault.pick % 2 else self._moves > 1):
             self._touch(move.target)
             raise MoveError("told to fail in the middle")
 
@@ -412,6 +412,12 @@ class ChaosHost:
                 continue
             if done and told and move.kind in _CHANGES:
                 self._held.append((now_s, JobEvent(move.target, _CHANGES[move.kind], now_s, cores=move.cores)))
+
+
+def _concerns(fault: Fault, kind: MoveKind) -> bool:
+    """Whether a fault of moves is one of this kind: every second one is of all kinds."""
+    variant = fault.pick // 64 % 8
+    return variant >= len(_CHANGES) or kind is [*_CHANGES][variant]
 
 
 def _signals(service: ServiceSample, pick: int, change: Callable[[Signal], Signal]) -> ServiceSample:

@@ -25,6 +25,7 @@ RECOVERY_TICKS = 90  # a wish's patience (2 s) and a back-off (1 s) at the usual
 RISING_S = 0.5
 RISING = 1.2  # of the CPU use now over the least of the last `RISING_S`
 _RISING_CORES = 0.1  # less than that is noise
+_SHORTEST_MS = 1e-3  # no latency is shorter
 _NO_LAST_LINE = "the last line is not `end scheduler`"
 
 
@@ -136,7 +137,7 @@ class Invariants:
             seen = replace(seen, time_s=before_s, service=ServiceSample())  # of no time
         self._seen = seen
         now_s, service = seen.time_s, seen.service
-        if _fresh(service.latency_ms, controller.regulator.limits.latency_max_age_s):
+        if _fresh(service.latency_ms, controller.regulator.limits.latency_max_age_s, _SHORTEST_MS):
             self._latency_s = now_s
         if _fresh(service.cpu_cores, 0.1) and self._gap_s <= max(1.0, 3 * gap_s):
             self._used.append((now_s, service.cpu_cores.value or 0.0))
@@ -257,8 +258,8 @@ class Invariants:
                 given = move.cores - had
             case MoveKind.RESUME if not self._excused(name) and name in real.jobs:
                 given = real.jobs[name][0]
-            case MoveKind.RESUME:
-                given = had
+            case MoveKind.RESUME:  # it has not started yet, or a fault has moved it
+                given = controller.jobs[name].wish_cores
             case _:
                 return
         if given & service:
@@ -278,7 +279,8 @@ class Invariants:
         if not _fresh(service.qps, limits.qps_max_age_s):
             return "no fresh request rate"
         lost = seen.time_s - self._latency_s >= limits.latency_lost_s
-        return "" if lost or _fresh(service.latency_ms, limits.latency_max_age_s) else "no fresh latency"
+        fresh = _fresh(service.latency_ms, limits.latency_max_age_s, _SHORTEST_MS)
+        return "" if lost or fresh else "no fresh latency"
 
     def _rising(self) -> bool:
         """Whether memcached's CPU use, as it was told, is well above what it was a moment ago."""
@@ -291,5 +293,5 @@ class Invariants:
         return self._host.tick - touched < RECOVERY_TICKS
 
 
-def _fresh(signal: Signal, max_age_s: float) -> bool:
-    return signal.value is not None and 0 <= signal.value < math.inf and signal.age_s <= max_age_s
+def _fresh(signal: Signal, max_age_s: float, least: float = 0.0) -> bool:
+    return signal.value is not None and least <= signal.value < math.inf and signal.age_s <= max_age_s
