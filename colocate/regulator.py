@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from colocate.jobs import ENDED, MOST_THREADS
 from colocate.policy import Choice, Plan, Policy, View, share_out
 
-_RISE, _RISE_CORES = 1.2, 0.1  # less is the noise of one tick
 SAFE = "safe"  # the label of the policy that takes over
 
 
@@ -28,7 +27,7 @@ class Limits:
         latency_max_age_s: its latency is stale when older, once there has been one.
         latency_lost_s: a latency that has been stale for this long is not waited for any more: its source has ended.
         shrink_every_s: least time between two shrinkings, and after a growth.
-        rise_s: its load rises as long as it uses a fifth more CPU than at some time in so many seconds before.
+        rise_s: how far `View.rising` looks back: memcached gets no core fewer while its load rises.
         deadline_s: longest that a decision may take.
         strikes: failures of the policy after which the safe one takes over.
     """
@@ -225,10 +224,7 @@ class Regulator:
 
     def _risen(self, plan: Plan, view: View) -> tuple[Plan, str] | None:
         """Memcached gets no core fewer while its load rises."""
-        if plan.service >= self._held:
-            return None
-        uses = view.recent("cpu_cores", self.limits.rise_s)
-        if not uses or uses[-1] <= max(_RISE * min(uses), min(uses) + _RISE_CORES):
+        if plan.service >= self._held or not view.rising(self.limits.rise_s):
             return None
         return replace(plan, service=self._held), "its load rises: memcached keeps its cores"
 

@@ -129,7 +129,8 @@ class Sizing:
     def choose(self, view: View, ladder: Iterable[Setting], last_resort: Setting) -> Setting:
         """The first setting of a ladder in which the SLO can be expected to hold; called once a tick.
 
-        One in which the jobs have more than now is taken when it has sufficed for `hold_s`, any other at once.
+        One in which the jobs have more than now is taken when it has sufficed for `hold_s` and the load does not rise,
+        any other at once.
 
         Args:
             view: the present.
@@ -144,7 +145,7 @@ class Sizing:
         wanted = last_resort
         if math.isfinite(self.load_qps):
             wanted = next((setting for setting in ladder if self._holds(view, setting)), last_resort)
-        if wanted.spares(now) and view.time_s - self._enough_s < self._hold_s:
+        if wanted.spares(now) and (view.time_s - self._enough_s < self._hold_s or view.rising()):
             wanted = now
         else:  # a step down is one in `hold_s`, too
             self._enough_s = view.time_s

@@ -17,6 +17,8 @@ from colocate.cores import CoreSet
 from colocate.jobs import JobEvent, JobSpec, JobState
 from colocate.topology import Topology
 
+_RISE, _RISE_CORES = 1.2, 0.1  # less is the noise of one tick
+
 
 @dataclass(frozen=True, slots=True)
 class Slo:
@@ -335,6 +337,11 @@ class View:
         """Statistics of one series over the last `seconds` (1, 6 and 60 are usual; 60 is the most that is kept)."""
         series = self.series.get(name)
         return series.window(seconds) if series else Window()
+
+    def rising(self, seconds: float = 0.5) -> bool:
+        """Whether memcached uses a fifth more CPU, and a tenth of a core, than at some time in the last `seconds`."""
+        uses = self.recent("cpu_cores", seconds)
+        return bool(uses) and uses[-1] > max(_RISE * (least := min(uses)), least + _RISE_CORES)
 
     def recent(self, name: str, seconds: float) -> list[float]:
         """The values of one series over the last `seconds`, the newest last; cheaper than a window of them."""

@@ -212,7 +212,7 @@ def test_a_shadow_goes_on_when_the_acting_policy_is_swapped(scenario, tmp_path):
     assert swapped == ["two"]
     assert run.controller.policies == ["two", "one"]
     figures = run.controller.shadow.figures()
-    assert 0.4 < figures.service.fewer < 0.6
+    assert 0.4 < figures.service.fewer < 0.7, "memcached keeps its cores until the rise at 2 s is over"
     assert figures.service.fewer + figures.service.same == pytest.approx(1.0)
 
 

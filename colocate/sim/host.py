@@ -94,7 +94,7 @@ class SimHost:
         self._events: list[JobEvent] = []
         self._created: dict[str, int] = {}  # threads by job
         self._starting: dict[str, Starting] = {}
-        self._over: set[str] = set()  # jobs that have ended, which is not known yet
+        self._over: set[str] = set()  # jobs that have ended by themselves
         self._closed = False
 
     def now(self) -> float:
@@ -181,7 +181,7 @@ class SimHost:
         while self.machine.time_s < self._now_s:
             for name in self.machine.advance(self._now_s):
                 self._over.add(name)
-                self._later(self._delays.notice, partial(self._ended, name))
+                self._later(self._delays.notice, partial(self._tell, name, JobEventKind.EXITED, 0))
 
     def _pass(self, delay: Delay) -> None:
         """The loop is held up for so long."""
@@ -219,6 +219,7 @@ class SimHost:
         wish = self._starting.pop(name, None)
         if wish is None:
             return
+        self._over.discard(name)
         if self._share:
             self.machine.share(self.machine.shared | {name})
         self.machine.start(name, self._created[name], wish.resized or wish.cores)
@@ -229,15 +230,11 @@ class SimHost:
             self.machine.pause(name, paused=True)
             self._tell(name, JobEventKind.PAUSED)
 
-    def _ended(self, name: str) -> None:
-        self._over.discard(name)
-        self._tell(name, JobEventKind.EXITED, code=0)
-
     def _stopped(self, name: str) -> None:
         if name in self.machine.jobs:
             self.machine.stop(name)
             self._tell(name, JobEventKind.EXITED, code=137)
-        elif name not in self._over:  # else it will be told that it ended by itself
+        elif name not in self._over:  # else that is told
             self._starting.pop(name, None)
             self._tell(name, JobEventKind.GONE)
 

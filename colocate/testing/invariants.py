@@ -17,7 +17,7 @@ from colocate.controller import Controller
 from colocate.cores import CoreSet
 from colocate.eventlog import violations
 from colocate.jobs import ENDED, JobState
-from colocate.move import SERVICE, Move, MoveKind
+from colocate.move import SERVICE, Move, MoveKind, OnExit
 from colocate.testing.chaos import ChaosHost
 from colocate.view import Observation, ServiceSample, Signal
 
@@ -165,16 +165,18 @@ class Invariants:
         self.checks += 1
         self._log_is_legal()
 
-    def ended(self, *, left: Mapping[str, tuple[CoreSet, bool]] | None = None) -> None:
-        """All is put back; `left` are jobs that were to go on."""
+    def ended(self, on_exit: OnExit) -> None:
+        """All is put back, and the jobs that had not ended are gone, paused or let be."""
         self.checks += 1
         now = self._look()
         if now.service != self._before.service:
             raise BrokenError(f"4: memcached is left on {sorted(now.service)}, was on {sorted(self._before.service)}")
-        if now.jobs != (left or {}):
-            raise BrokenError(f"4: left are {now.jobs}")
+        if wrong := [
+            name for name, (_, paused) in now.jobs.items() if on_exit == "stop" or paused < (on_exit == "pause")
+        ]:
+            raise BrokenError(f"4: {wrong} are left running ({on_exit})")
 
-    def told(self, *, interrupted: bool, lost_lines: int) -> None:
+    def told(self, *, interrupted: bool, lost_lines: int, on_exit: OnExit = "stop") -> None:
         """The run has ended in order: what it says of each job is true, and the log complete, but for a full disk."""
         self.checks += 1
         text = self._log_path.read_text(encoding="utf-8")
@@ -187,7 +189,7 @@ class Invariants:
             ends = text.count(f" end {name}\n") if not lost_lines else job.state is JobState.FINISHED
             if completed > 1:
                 raise BrokenError(f"6: {name} ran to its end {completed} times")
-            if job.state not in ENDED:
+            if job.state not in ENDED and on_exit == "stop":
                 raise BrokenError(f"6: {name} is {job.state} at the end")
             if ends != (job.state is JobState.FINISHED):
                 raise BrokenError(f"6: {name} is {job.state}, with {ends} ends in the log")
