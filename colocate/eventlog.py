@@ -189,6 +189,10 @@ class SchedulerLogger:
             raise UserError(f"{directory}: {error.strerror}", "give one that can be written") from error
         self.path = Path(self._file.name)
         self._write("start", SCHEDULER)
+        if self._pending:
+            self._file.close()
+            self.path.unlink()
+            raise UserError(f"{directory}: not a line can be written there", "make room, or give another directory")
 
     @property
     def lost_lines(self) -> int:

@@ -70,7 +70,8 @@ class ControlServer:
             self._listener.shutdown(socket.SHUT_RDWR)  # ends an accept in progress
         self._thread.join(timeout=1.0)
         self._listener.close()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that has become read-only it stays, and the next run replaces it
+            self._path.unlink()
 
     def _work(self) -> None:
         with suppress(OSError):  # of this thread alone: only the loop may go before memcached

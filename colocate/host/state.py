@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -120,8 +121,11 @@ class StateFile:
         return saved
 
     def clear(self) -> None:
-        """Remove the file; nothing is left to put back."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file; nothing is left to put back. Where it cannot be removed, that is told and does no harm."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:  # a disk that has become read-only
+            sys.stderr.write(f"colocate: warning: {self.path} cannot be removed: {error.strerror}\n")
 
     def _replace(self, text: str) -> None:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -170,7 +174,7 @@ class Lock:
             owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(fd)
             raise UserError(f"another colocate runs here (pid {owner})", "end it first, or wait for its end") from error
-        if os.access(self.path, os.W_OK):
+        with suppress(OSError):  # another user's file, or a full disk: only the name of the owner is missing
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._fd = fd
