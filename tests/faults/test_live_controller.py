@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import struct
 import subprocess
 import time
@@ -217,3 +218,14 @@ def test_the_wall_clock_jumps_by_an_hour(process_stage: Stage, wallclock: Path) 
     moments = [datetime.fromisoformat(line.split()[0]) for line in run.log.splitlines()]
     assert moments[-1] - moments[0] < timedelta(minutes=50), "no jump shows in the log"
     assert stage.watchman.left() == []
+
+
+def test_a_port_that_is_taken_shows_nothing_and_begins_nothing(process_stage: Stage) -> None:
+    stage, server = process_stage, process_stage.server
+    with socket.create_server(("127.0.0.1", 0)) as taken, stage.watched(), stage.injected(23):
+        where = ["--memcached-ip", server.ip, "--port", str(server.port), "--state-dir", str(stage.directory / "state")]
+        web = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = colocate("run", *where, *stage.arguments({"spin": "spin 1"}), "--web", web, cwd=stage.directory)
+        assert done.returncode == 2, done.stderr
+        assert web in done.stderr.splitlines()[-1]
+        assert stage.watchman.left() == []
