@@ -17,9 +17,10 @@ from colocate.cores import CoreSet
 from colocate.errors import UserError
 from colocate.trust import read_trusted
 
-NAME = re.compile(r"[a-z][a-z0-9_-]*")
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")  # part of a container's name, of a label, and of a directory's name
 SUITES = tuple(suite + mark for suite in ("parsec", "splash2", "splash2x") for mark in "_-")  # no part of a job's name
 MOST_THREADS = 1024
+_MOST = 1e9  # seconds or a ratio: thirty years
 RESERVED = frozenset({"scheduler", "memcached"})  # names with a meaning of their own in the event log
 
 
@@ -117,12 +118,12 @@ def load_catalogue(name_or_path: str) -> tuple[JobSpec, ...]:
         else:
             path = Path(name_or_path)
             text = read_trusted(path).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "is not UTF-8 text"
         raise UserError(f"jobs {name_or_path!r}: {reason}", f"give a TOML file or one of {', '.join(names)}") from error
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib lets both through: a number of 5,000 digits, brackets
         raise UserError(f"{path}: not TOML: {error}", "mend that line") from error
     return parse_catalogue(table, path)
 
@@ -152,7 +153,7 @@ def _parse_job(entry: object, path: Path, number: int) -> JobSpec:
     if not isinstance(entry, dict):
         raise UserError(f"{path}: job {number}: not a table", "write [[job]]")
     name = entry.get("name")
-    where = f"{path}: job {name if isinstance(name, str) and name else number}"
+    where = f"{path}: job {name if isinstance(name, str) and NAME.fullmatch(name) else number}"
 
     def bad(field_name: str, why: str, cure: str) -> UserError:
         return UserError(f"{where}: {field_name}: {why}", cure)
@@ -160,9 +161,9 @@ def _parse_job(entry: object, path: Path, number: int) -> JobSpec:
     known = set(JobSpec.__dataclass_fields__)
     for key in entry:
         if key not in known:
-            raise bad(key, "unknown field", f"known are {', '.join(sorted(known))}")
+            raise bad(key if key.isprintable() else repr(key), "unknown field", f"known are {', '.join(sorted(known))}")
     if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
-        raise bad("name", f"{name!r} is no job name", "use lower case letters, digits, - and _, a letter first")
+        raise bad("name", f"{name!r} is no job name", "use at most 64 lower case letters, digits, - and _")
     if prefix := next((prefix for prefix in SUITES if name.startswith(prefix)), ""):
         raise bad("name", f"{name!r} has the suite's prefix", f"call it {name.removeprefix(prefix)!r}")
     image = entry.get("image")
@@ -170,20 +171,20 @@ def _parse_job(entry: object, path: Path, number: int) -> JobSpec:
         raise bad("image", f"{image!r} is no image name", "write it like repository/name:tag")
     command = entry.get("command")
     words = command.split() if isinstance(command, str) else command
-    if not isinstance(words, list) or not words or not all(isinstance(w, str) and w for w in words):
+    if not isinstance(words, list) or not words or not all(isinstance(w, str) and w and "\0" not in w for w in words):
         raise bad("command", "not a command", 'write it like "./run -n {threads}" or as a list of words')
     threads = entry.get("threads", 1)
     if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
         raise bad("threads", f"{threads!r} is no thread count", f"give a whole number from 1 to {MOST_THREADS}")
     network = entry.get("network", "none")
-    if not isinstance(network, str) or not network:
+    if not isinstance(network, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]*", network):
         raise bad("network", f"{network!r} is no network mode", 'write "none" or "bridge"')
     directory = entry.get("directory")
-    if directory is not None and not isinstance(directory, str):
+    if directory is not None and (not isinstance(directory, str) or "\0" in directory):
         raise bad("directory", f"{directory!r} is no path", "write a path, relative to this file")
     runtime_s: dict[int, float] = {}
     for key, value in _numbers(entry.get("runtime_s", {}), "runtime_s", bad).items():
-        if not key.isdigit() or int(key) < 1:
+        if not re.fullmatch(r"[1-9]\d{0,3}", key, re.ASCII):
             raise bad("runtime_s", f"{key!r} is no core count", "write it like { 1 = 20.5, 2 = 11.0 }")
         runtime_s[int(key)] = value
     return JobSpec(
@@ -198,6 +199,6 @@ def _numbers(table: object, field_name: str, bad: object) -> dict[str, float]:
     if not isinstance(table, dict):
         raise bad(field_name, "not a table", "write it like { 1 = 20.5, 2 = 11.0 }")
     for key, value in table.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise bad(field_name, f"{key} = {value!r} is no positive number", "give seconds or a ratio above 0")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _MOST:
+            raise bad(field_name, f"{key!r}: {value!r} is no positive number", "give seconds or a ratio above 0")
     return {str(key): float(value) for key, value in table.items()}

@@ -64,9 +64,11 @@ def read_topology(root: Path = Path("/")) -> Topology:
     """
     base = root / "sys/devices/system/cpu"
     try:
-        online = parse_ranges((base / "online").read_text())
+        online = parse_ranges((base / "online").read_text(errors="replace"))
     except OSError as error:
         raise UserError(f"{base / 'online'}: {error.strerror}", "this needs Linux with /sys mounted") from error
+    if not online:
+        raise UserError(f"{base / 'online'} names no core", "this needs Linux with /sys mounted")
     siblings: dict[int, CoreSet] = {}
     cache: dict[int, CoreSet] = {}
     node: dict[int, int] = {}
@@ -90,13 +92,13 @@ def load_topology(path: Path) -> Topology:
         siblings = {int(core): parse_ranges(text) for core, text in data["siblings"].items()}
         cache = {int(core): parse_ranges(text) for core, text in data.get("cache", data["siblings"]).items()}
         node = {core: int(data.get("node", {}).get(str(core), 0)) for core in siblings}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: no topology: {error}", 'write {"siblings": {"0": "0-1", ...}}') from error
     return Topology(frozenset(siblings), siblings, cache, node)
 
 
 def _list_or(path: Path, default: CoreSet) -> CoreSet:
     try:
-        return parse_ranges(path.read_text()) or default
+        return parse_ranges(path.read_text(errors="replace")) or default
     except (OSError, UserError):  # a virtual machine need not say
         return default

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colocate.cores import CoreSet, format_ranges, parse_ranges
+from colocate.errors import UserError
 from colocate.host.procfs import KeptFile
 
 FREEZE_WAIT_S = 0.002  # freezing takes about 0.2 ms; more than this a caller who must not block does not wait
 _POLL_S = 0.00005
+_PID_DIGITS = 10
 _CONTROLLERS = ("cpuset", "freezer", "cpuacct", "cpu")  # in the order of JobCgroup's arguments
 _V1_LOWEST_SHARES, _V2_LOWEST_WEIGHT = "2", "1"
 _V1_SHARES, _V2_WEIGHT = "1024", "100"  # the defaults
@@ -50,12 +52,15 @@ def find_place(pid: int | str, controller: str, root: Path = Path("/")) -> Place
     process is gone, or its group lies outside of what is mounted here (as from within another container).
     """
     try:
-        memberships = (root / "proc" / str(pid) / "cgroup").read_text()
+        memberships = os.fsdecode((root / "proc" / str(pid) / "cgroup").read_bytes())
     except OSError:
         return None
     unified = path = None
-    for line in memberships.splitlines():
-        number, names, group = line.split(":", 2)
+    for line in memberships.split("\n"):
+        number, _, rest = line.partition(":")
+        names, _, group = rest.partition(":")
+        if not group.startswith("/"):  # cut short
+            continue
         if controller in names.split(","):
             path = group
         elif number == "0" and not names:
@@ -87,22 +92,23 @@ def hierarchies(root: Path = Path("/")) -> list[Path]:
 def _mounts(root: Path) -> list[tuple[str, list[str], str, Path]]:
     """The cgroup mounts: type, options, the group at their top, and where they are mounted."""
     try:
-        text = (root / "proc/self/mountinfo").read_text()
+        text = os.fsdecode((root / "proc/self/mountinfo").read_bytes())
     except OSError:
         return []
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         # 32 31 0:29 /top /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu   (proc_pid_mountinfo(5))
         fields, _, source = line.partition(" - ")
-        fstype, _, options = source.split(" ", 2)
-        if fstype in ("cgroup", "cgroup2"):
-            top, point = (_unescape(field) for field in fields.split(" ")[3:5])
-            found.append((fstype, options.split(","), top, root / point.lstrip("/")))
+        fstype, _, options = source.partition(" ")
+        places = [_unescape(field) for field in fields.split(" ")[3:5]]
+        if fstype in ("cgroup", "cgroup2") and len(places) == 2 and all(place.startswith("/") for place in places):
+            top, point = places
+            found.append((fstype, options.rpartition(" ")[2].split(","), top, root / point.lstrip("/")))
     return found
 
 
 def _unescape(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+    return re.sub(r"\\([0-3][0-7]{2})", lambda match: os.fsdecode(bytes([int(match[1], 8)])), field)
 
 
 class JobCgroup:
@@ -160,7 +166,10 @@ class JobCgroup:
         if raw is None:
             return None
         if raw != self._raw_cores:
-            self._cores, self._raw_cores = parse_ranges(raw.decode()), raw
+            try:
+                self._cores, self._raw_cores = parse_ranges(raw.decode()), raw
+            except (UserError, UnicodeDecodeError):  # cut short
+                return None
         return self._cores
 
     def set_cores(self, cores: CoreSet) -> bool:
@@ -186,10 +195,10 @@ class JobCgroup:
     def cpu_s(self) -> float | None:
         """CPU seconds used by the group since it was made."""
         if self._v1_usage:
-            raw = self._read(self.usage, "cpuacct.usage")
-            return None if raw is None else int(raw) / 1e9
+            match = re.match(rb"(\d{1,20})\n", self._read(self.usage, "cpuacct.usage") or b"")
+            return None if match is None else int(match[1]) / 1e9
         raw = self._read(self.usage, "cpu.stat")
-        match = None if raw is None else re.search(rb"usage_usec (\d+)", raw)
+        match = None if raw is None else re.search(rb"usage_usec (\d{1,20})\n", raw)
         return None if match is None else int(match[1]) / 1e6
 
     def pids(self) -> list[int]:
@@ -197,9 +206,9 @@ class JobCgroup:
         raw = None
         for where in self.directories():
             with contextlib.suppress(OSError):  # read whole: the list may be longer than one pread
-                raw = (where / "cgroup.procs").read_text()
+                raw = (where / "cgroup.procs").read_bytes()
                 break
-        return [int(pid) for pid in raw.split()] if raw else []
+        return [int(pid) for pid in raw.split() if pid.isdigit() and len(pid) <= _PID_DIGITS] if raw else []
 
     def add(self, pid: int) -> None:
         """Move a process into every one of the groups.
@@ -327,7 +336,7 @@ def may_weigh(base: Path) -> bool:
     if not os.access(base, os.W_OK):
         return False
     try:
-        return "cpu" in (base / "cgroup.subtree_control").read_text().split()
+        return b"cpu" in (base / "cgroup.subtree_control").read_bytes().split()
     except FileNotFoundError:  # version 1
         return True
     except OSError:

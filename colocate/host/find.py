@@ -5,6 +5,7 @@ A process is known by its pid and start time: a pid alone may be given anew (pid
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from colocate.errors import UserError
 from colocate.host import procfs
 
 _ANSWER_S = 1.0
+_MOST_BYTES = 1 << 20  # of an answer; memcached's has some 3,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +166,12 @@ def _told_pid(ip: str, port: int) -> int | None:
     try:
         with socket.create_connection((ip, port), timeout=_ANSWER_S) as connection:
             connection.sendall(b"stats\r\n")
-            while b"\r\nEND" not in text and (more := connection.recv(65536)):
+            while b"\r\nEND" not in text and len(text) < _MOST_BYTES and (more := connection.recv(65536)):
                 text += more
     except OSError:
         return None
-    values = [line.split()[2] for line in text.split(b"\r\n") if line.startswith(b"STAT pid ")]
-    return int(values[0]) if values and values[0].isdigit() else None
+    found = re.search(rb"^STAT pid (\d{1,10})\r\n", text, re.MULTILINE)
+    return int(found[1]) or None if found else None
 
 
 def _listening(port: int) -> list[tuple[netaddr.IPAddress, int | None]]:

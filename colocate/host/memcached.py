@@ -134,6 +134,8 @@ class ServiceAffinity:
             pid, start_ticks, masks = data["pid"], data["start_ticks"], data["masks"]
             if not (isinstance(pid, int) and isinstance(start_ticks, int) and isinstance(masks, dict)):
                 raise ValueError("pid, start_ticks or masks are of another type")
+            if not 0 < pid < 1 << 31 or isinstance(pid, bool):
+                raise ValueError(f"{pid} is no process id")
             original = {int(tid): parse_ranges(mask) for tid, mask in masks.items()}
             if not all(original.values()):
                 raise ValueError("an empty mask")

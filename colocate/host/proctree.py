@@ -97,7 +97,9 @@ def stopped(members: Members, root: Path = Path("/")) -> bool | None:
 def cpu_s(pid: int, root: Path = Path("/")) -> float | None:
     """CPU seconds of a process, its threads, and those of its children that it has waited for."""
     words = _stat(pid, root)
-    return sum(int(word) for word in words[11:15]) / _TICKS if len(words) > 14 else None
+    if len(words) < 15 or not all(word.isascii() and word.isdigit() and len(word) <= 20 for word in words[11:15]):
+        return None
+    return sum(int(word) for word in words[11:15]) / _TICKS
 
 
 def give_way(pid: int, root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -59,9 +60,24 @@ class Saved:
 def boot_id(root: Path = Path("/")) -> str:
     """This boot's id (random(4)); empty where the kernel does not say."""
     try:
-        return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
+        return (root / "proc/sys/kernel/random/boot_id").read_text(errors="replace").strip()
     except OSError:
         return ""
+
+
+def _check(saved: Saved) -> None:
+    """Whether it is what a run writes: names that go into paths and filters, groups that are control groups.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", saved.run):
+        raise ValueError(f"run {saved.run!r}")
+    if "\0" in saved.log:
+        raise ValueError(f"log {saved.log!r}")
+    for path in saved.groups:
+        if not path.startswith("/sys/fs/cgroup/") or ".." in path or "\0" in path:
+            raise ValueError(f"group {path!r}")
 
 
 class StateFile:
@@ -98,7 +114,7 @@ class StateFile:
             data = json.loads(read_trusted(self.path))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self._set_aside(str(error))
             return None
         try:
@@ -112,6 +128,7 @@ class StateFile:
                 service=dict(data["service"]),
                 groups=tuple(str(path) for path in data.get("groups", ())),
             )
+            _check(saved)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._set_aside(f"{type(error).__name__}: {error}")
             return None

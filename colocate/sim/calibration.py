@@ -22,6 +22,7 @@ from colocate.topology import Topology
 from colocate.trust import read_trusted
 from colocate.view import Slo
 
+_MOST = 1e15  # of any figure
 _KEYS = {"description", "machine", "cores", "siblings", "scenario", "service", "jobs", "moves"}
 
 
@@ -120,7 +121,7 @@ def load_calibration(name_or_path: str) -> Calibration:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "is not UTF-8 text"
         raise UserError(f"scenario {name_or_path}: {reason}", "give a file that `colocate calibrate` wrote") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib lets both through: a number of 5,000 digits, brackets
         raise UserError(f"{where}: not TOML: {error}", "mend that line") from error
     return parse_calibration(table, Path(where).stem, where)
 
@@ -162,7 +163,7 @@ def _number(table: Mapping[str, object], key: str, where: str, least: float = 0.
     value = table.get(key)
     if isinstance(value, dict):
         value = value.get("value")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < float("inf"):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= _MOST:
         raise UserError(f"{where}: {key}: {value!r} is no figure", f"give a number from {least:g}")
     return float(value)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from colocate.errors import UserError
+
+_MOST = 1e15  # of any figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def figure(table: Mapping[str, object], name: str, where: str, *, least: float =
     numbers = []
     for key in ("value", "low", "high"):
         number = inner.get(key, inner.get("value"))
-        if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
+        if not isinstance(number, int | float) or isinstance(number, bool) or not -_MOST <= number <= _MOST:
             raise UserError(f"{where}: {name}: {key} {number!r} is no number", "mend that figure")
         numbers.append(float(number))
     value, low, high = numbers
@@ -80,4 +81,4 @@ def _inner(table: Mapping[str, object], name: str, where: str) -> Mapping[str, o
 
 
 def _positive(number: object) -> bool:
-    return isinstance(number, int | float) and not isinstance(number, bool) and 0 < number < math.inf
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 < number <= _MOST
