@@ -1,10 +1,11 @@
-.PHONY: help setup check run test fuzz bench bench-live bench-policies
+.PHONY: help setup check run test test-vm fuzz bench bench-live bench-policies
 
 help:
 	@echo 'make setup   set up what is missing'
 	@echo 'make check   tell what is there and what is missing; change nothing'
 	@echo 'make run     set up, then run the demo'
 	@echo 'make test    set up, then run the linters and the tests'
+	@echo 'make test-vm set up, then run the tests that need systemd and control groups of version 2, in an emulated machine'
 	@echo 'make fuzz    set up, then look for texts that the parsers of logs and of mcperf fail on (FUZZ_S seconds for each)'
 	@echo 'make bench   set up, then measure what the controller costs, how fast it acts and how true the model is'
 	@echo 'make bench-live      set up, then compare policies on this machine, a quiet one with two cores (13 minutes)'
@@ -21,6 +22,9 @@ run:
 
 test:
 	scripts/setup_scheduler.sh test
+
+test-vm: setup
+	tests/vm/run
 
 # FUZZ_S=SECONDS for each of the two parsers; RUNS=DIR: recorded runs to begin with
 FUZZ_S ?= 60

@@ -13,7 +13,7 @@ Sets up what is missing for colocate: Docker Engine, memcached, a C compiler and
 packages, the package itself in .venv, the batch kernels and their image. What is there is left as it is.
 
   demo [ARG...]  set up, then `colocate demo ARG...`
-  test [ARG...]  set up, then ruff, mypy, import-linter and `pytest ARG...`; that needs two things more: Debian's
+  test [ARG...]  set up, then ruff, mypy, import-linter and `pytest ARG...`; that needs three things more: sudo, Debian's
                  chromium and chromium-driver are installed (not on Ubuntu, where Chromium is a snap), and promtool is
                  taken out of the package prometheus into .venv, so that no Prometheus server is started here
   --check        change nothing; tell what is there and what would be done; exit code 1 if something is missing
@@ -202,6 +202,7 @@ look_for_packages() { # sets `packages` to those that must be installed
     [[ $(cat /sys/module/apparmor/parameters/enabled 2>/dev/null) = Y ]]; then
     packages+=(apparmor)
   fi
+  if [[ $action = test && $uid = 0 ]] && ! there sudo; then packages+=(sudo); fi # for tests as users of fewer rights
   if [[ $action = test ]] && ! browser_there; then
     packages+=("${browser_packages[@]}")
     if ((${#browser_packages[@]} == 0)); then

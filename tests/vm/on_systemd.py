@@ -11,7 +11,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker
@@ -22,13 +23,21 @@ from colocate.cores import parse_ranges
 from colocate.eventlog import violations
 from colocate.host.control import ask
 from tests.live import Run, catalogue, colocate, masks, one_mask, running
-from tests.memcached_fixture import eventually
 
 ROOT = Path(__file__).parents[2]
 UNIT = "colocate.service"
 STATE = Path("/run/colocate")
 CPUS = Path("/sys/devices/system/cpu")
 ALL = {0, 1, 2, 3}
+PATIENCE_S = 300.0
+
+
+def in_time(condition: Callable[[], object], what: str) -> None:
+    """As `eventually`, with the patience for a machine that is emulated beside other work."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s, f"never came true: {what}\n{journal()}"
+        time.sleep(0.1)
 
 
 class Service:
@@ -61,7 +70,7 @@ def service() -> Iterator[Service]:
     systemctl("reset-failed")
     systemctl("start", "memcached")
     made = Service()
-    eventually(lambda: made.pid and psutil.Process(made.pid).name() == "memcached", "memcached runs")
+    in_time(lambda: made.pid and psutil.Process(made.pid).name() == "memcached", "memcached runs")
     assert set(map(frozenset, masks(made.pid).values())) == {frozenset(ALL)}
     yield made
     assert set(map(frozenset, masks(made.pid).values())) == {frozenset(ALL)}, "given back"
@@ -101,10 +110,10 @@ def test_a_daemon_reload_in_the_middle_leaves_everything_right(
 ) -> None:
     with running(tmp_path, service, "--jobs", str(jobs)) as run:
         run.until("start other")
-        eventually(lambda: right(run, tmp_path, docker_client, service), "all is right")
+        in_time(lambda: right(run, tmp_path, docker_client, service), "all is right")
         systemctl("daemon-reload")
         systemctl("set-property", "--runtime", "memcached.service", "MemoryHigh=1G")  # systemd writes its groups anew
-        eventually(lambda: right(run, tmp_path, docker_client, service), "all is right again")
+        in_time(lambda: right(run, tmp_path, docker_client, service), "all is right again")
         assert run.end(signal.SIGTERM) == 143, run.errors
     assert violations(run.log) == []
     assert containers(docker_client) == []
@@ -115,10 +124,10 @@ def test_an_update_by_docker_takes_idle_priority_and_it_is_given_again(
 ) -> None:
     with running(tmp_path, service, "--jobs", str(jobs)) as run:
         run.until("start other")
-        eventually(lambda: right(run, tmp_path, docker_client, service), "all is right")
+        in_time(lambda: right(run, tmp_path, docker_client, service), "all is right")
         container_of(docker_client, "spin").update(cpuset_cpus="3")
         container_of(docker_client, "other").update(cpuset_cpus="0-3")
-        eventually(lambda: right(run, tmp_path, docker_client, service), "all is right again")
+        in_time(lambda: right(run, tmp_path, docker_client, service), "all is right again")
         assert run.end(signal.SIGTERM) == 143, run.errors
     assert "foreign_changes" in run.log
 
@@ -131,7 +140,7 @@ def test_memcached_restarted_by_systemd_is_pinned_again(tmp_path: Path, service:
         systemctl("restart", "memcached")
         assert service.pid != before
         run.until("restarted")
-        eventually(lambda: all(mask == pinned for mask in masks(service.pid).values()), "pinned again")
+        in_time(lambda: all(mask == pinned for mask in masks(service.pid).values()), "pinned again")
         assert run.end(signal.SIGTERM) == 143, run.errors
     assert violations(run.log) == []
 
@@ -139,19 +148,18 @@ def test_memcached_restarted_by_systemd_is_pinned_again(tmp_path: Path, service:
 def test_an_engine_restarted_by_systemd_loses_no_job(
     tmp_path: Path, service: Service, jobs: Path, docker_client: docker.DockerClient
 ) -> None:
-    with running(tmp_path, service, "--jobs", str(jobs), "--retries", "5", "--policy", "static") as run:
-        run.until("start spin")
-        pinned = one_mask(service.pid)
+    with running(tmp_path, service, "--jobs", str(jobs), "--retries", "5") as run:
+        run.until("start other")
+        before = {container.id for container in containers(docker_client)}
         systemctl("restart", "docker")
-        assert one_mask(service.pid) == pinned
 
         def both_run() -> bool:
             told = ask(tmp_path / "state", {"request": "status"})
-            return {job["state"] for job in told["jobs"].values()} == {"running"} and len(
-                containers(docker_client)
-            ) == 2
+            now = {container.id for container in docker_client.containers.list(filters={"label": "colocate.run"})}
+            return {job["state"] for job in told["jobs"].values()} == {"running"} and len(now - before) == 2
 
-        eventually(both_run, "both jobs run again")
+        in_time(both_run, "both jobs run again")
+        assert one_mask(service.pid) == set(ask(tmp_path / "state", {"request": "status"})["service"]["cores"])
         assert run.end(signal.SIGTERM) == 143, run.errors
     assert violations(run.log) == []
     assert {job["state"] for job in run.summary["jobs"].values()} == {"stopped"}
@@ -177,7 +185,7 @@ def test_a_cpu_that_goes_and_comes_back(
                 return [one_mask(service.pid), *(one_mask(pid) for pid in pids)]
 
             for _ in range(20):
-                eventually(lambda: all(cores and cores <= left for cores in held()), "only cores that are there")
+                in_time(lambda: all(cores and cores <= left for cores in held()), "only cores that are there")
                 assert run.process.poll() is None, run.errors
                 subprocess.run(["sleep", "0.2"], check=True)
             assert service.pid
@@ -213,14 +221,14 @@ def started(client: docker.DockerClient) -> None:
     """Our unit, up to where both jobs run."""
     systemctl("start", UNIT)  # returns once it has said that it is ready
     assert shown("ActiveState") == "active"
-    eventually(lambda: len(client.containers.list(filters={"label": "colocate.run"})) == 2, "both jobs run")
+    in_time(lambda: len(client.containers.list(filters={"label": "colocate.run"})) == 2, "both jobs run")
 
 
 def test_the_unit_starts_ready_is_alive_and_stops_in_order(
     unit: str, service: Service, docker_client: docker.DockerClient
 ) -> None:
     started(docker_client)
-    eventually(lambda: "2 jobs run" in shown("StatusText"), "its status tells of the jobs")
+    in_time(lambda: "2 jobs run" in shown("StatusText"), "its status tells of the jobs")
     told = ask(STATE, {"request": "status"})
     assert told["pid"] == int(shown("MainPID"))
     assert told["can_share"], "nothing of the hardening forbids it"
@@ -241,20 +249,20 @@ def test_the_unit_killed_is_put_back_by_systemd_and_begins_anew(
     started(docker_client)
     before = int(shown("MainPID"))
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: shown("SubState") == "auto-restart", "it waits for its restart")
+    in_time(lambda: shown("SubState") == "auto-restart", "it waits for its restart")
     assert containers(docker_client) == []
     assert one_mask(service.pid) == ALL
-    eventually(lambda: shown("ActiveState") == "active" and int(shown("MainPID")) not in {0, before}, "it runs again")
+    in_time(lambda: shown("ActiveState") == "active" and int(shown("MainPID")) not in {0, before}, "it runs again")
     systemctl("stop", UNIT)
 
 
 def test_the_unit_that_hangs_is_killed_by_the_watchdog_and_put_back(
     unit: str, service: Service, docker_client: docker.DockerClient
 ) -> None:
-    drop_in("WatchdogSec=8s\nRestart=no")
+    drop_in("Restart=no")
     started(docker_client)
     os.kill(int(shown("MainPID")), signal.SIGSTOP)
-    eventually(lambda: shown("ActiveState") == "failed", "the watchdog has bitten")
+    in_time(lambda: shown("ActiveState") == "failed", "the watchdog has bitten")
     assert shown("Result") == "watchdog"
     assert containers(docker_client) == []
     assert one_mask(service.pid) == ALL
@@ -270,7 +278,7 @@ def test_with_its_guard_killed_first_systemd_still_puts_back(
     os.kill(told["guard"], signal.SIGKILL)
     assert ask(STATE, {"request": "status"})["pid"] == told["pid"], "the run goes on"
     os.kill(told["pid"], signal.SIGKILL)
-    eventually(lambda: shown("ActiveState") == "failed", "systemd has seen its end")
+    in_time(lambda: shown("ActiveState") == "failed", "systemd has seen its end")
     assert containers(docker_client) == []
     assert one_mask(service.pid) == ALL
 
@@ -311,12 +319,12 @@ def test_a_user_with_one_capability_and_a_delegated_group(
             "--memcached-pid", str(service.pid), "--runtime", "process", "--jobs", "jobs.toml", "--policy", "static",
         ]  # fmt: skip
         subprocess.run(argv, check=True, capture_output=True)
-        eventually(lambda: one_mask(service.pid) < ALL, "memcached is pinned")
+        in_time(lambda: one_mask(service.pid) < ALL, "memcached is pinned")
         pid = int(shown("MainPID", "plain"))
         own = Path("/sys/fs/cgroup/system.slice/plain.service")
-        eventually(lambda: list(own.glob("colocate-*/spin")), "its job stands in a group of its own")
+        in_time(lambda: list(own.glob("colocate-*/spin")), "its job stands in a group of its own")
         spin = next(int(one) for one in next(own.glob("colocate-*/spin/cgroup.procs")).read_text().split())
-        eventually(lambda: not one_mask(spin) & one_mask(service.pid), "beside memcached")
+        in_time(lambda: not one_mask(spin) & one_mask(service.pid), "beside memcached")
         assert os.getpriority(os.PRIO_PROCESS, pid) == -15
         systemctl("stop", "plain")
         assert not psutil.pid_exists(spin)
