@@ -13,9 +13,9 @@ Sets up what is missing for colocate: Docker Engine, memcached, a C compiler and
 packages, the package itself in .venv, the batch kernels and their image. What is there is left as it is.
 
   demo [ARG...]  set up, then `colocate demo ARG...`
-  test [ARG...]  set up, then ruff, mypy, import-linter and `pytest ARG...`; that needs three things more: sudo, Debian's
-                 chromium and chromium-driver are installed (not on Ubuntu, where Chromium is a snap), and promtool is
-                 taken out of the package prometheus into .venv, so that no Prometheus server is started here
+  test [ARG...]  set up, then ruff, mypy, import-linter and `pytest ARG...`; that needs three things more: sudo, where
+                 root runs this; Debian's chromium and chromium-driver (not on Ubuntu, where Chromium is a snap); and
+                 promtool, out of the package prometheus into .venv, so that no Prometheus server is started here
   --check        change nothing; tell what is there and what would be done; exit code 1 if something is missing
   --no-docker    leave Docker alone; batch jobs run as plain processes
 

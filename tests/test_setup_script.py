@@ -422,7 +422,7 @@ def test_test_runs_everything_and_ends_with_pytest(machine: Machine) -> None:
 
 
 def test_tests_get_a_browser_and_of_prometheus_nothing_but_promtool(machine: Machine) -> None:
-    machine.with_all()
+    machine.with_all().add("sudo")
     assert "would take it out of" in machine.run("--check", "test").stdout
     done = machine.run("test")
     assert done.returncode == 0, done.stderr
@@ -437,15 +437,24 @@ def test_tests_get_a_browser_and_of_prometheus_nothing_but_promtool(machine: Mac
     assert machine.run("--check", "test").stdout.count("missing") == machine.run("--check").stdout.count("missing")
 
 
+def test_tests_by_root_get_sudo_for_the_users_that_they_make(machine: Machine) -> None:
+    for name in ("chromium", "chromedriver", "promtool"):
+        machine.with_all().add(name)
+    assert machine.run("demo").returncode == 7
+    assert machine.calls("apt-get") == []
+    assert machine.run("test").returncode == 0
+    assert [call.split()[-1] for call in machine.calls("apt-get")] == ["update", "sudo"]
+
+
 def test_promtool_comes_after_fresh_lists_where_there_are_none(machine: Machine) -> None:
-    for name in ("chromium", "chromedriver"):
+    for name in ("chromium", "chromedriver", "sudo"):
         machine.with_all().add(name)
     assert machine.run("test").returncode == 0
     assert [call.split()[-1] for call in machine.calls("apt-get")] == ["prometheus", "update", "prometheus"]
 
 
 def test_a_promtool_and_a_browser_that_are_there_are_left_alone(machine: Machine) -> None:
-    for name in ("chromium", "chromedriver", "promtool"):
+    for name in ("chromium", "chromedriver", "promtool", "sudo"):
         machine.with_all().add(name)
     assert machine.run("test").returncode == 0
     assert machine.calls("apt-get") == machine.calls("dpkg") == []
