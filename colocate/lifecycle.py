@@ -225,7 +225,7 @@ class JobLife:
             self._logged = True
             self._say(Entry("start", self.name, self.cores, self.threads))
         if self._starts_paused:
-            self.took_effect(MoveKind.PAUSE, frozenset(), now_s)
+            self.took_effect(MoveKind.PAUSE, frozenset(), max(now_s, self._known_s["paused"]))
 
     def _exited(self, event: JobEvent) -> None:
         self._started(event.time_s)  # it may be over before its start was seen

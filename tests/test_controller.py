@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colocate.controller import Controller
-from colocate.jobs import ENDED, JobEventKind, JobState
+from colocate.jobs import ENDED, JobEvent, JobEventKind, JobState
 from colocate.move import MoveKind
 from colocate.policy import Plan
 from colocate.regulator import Limits
@@ -381,3 +381,74 @@ def test_the_cpu_of_a_try_that_failed_is_no_work_done():
     assert (job.failures, job.cpu_s, job.cpu_cores) == (1, None, None)
     subject.controller.absorb(observation(subject.time_s + 1, jobs={"a": JobSample(cpu_s=0.5)}))
     assert subject.controller.view().jobs["a"].cpu_s == 0.5
+
+
+def resuming(**outcome):
+    """A paused job is to go on elsewhere, and what became of moving it there; the controller and the resumption."""
+    subject = settle(machine(Plan(1, {"a": 1, "b": 1}), jobs=("a", "b"), cores=3))
+    controller = subject.controller
+    controller.regulator.policy.plans = [Plan(2, {"a": 1, "b": 0})]
+    settle(subject, 1)
+    subject.end("a", 0)
+    controller.regulator.policy.plans = [Plan(2, {"b": 1})]
+    subject.time_s += 1
+    resize, resume = controller.step(observation(subject.time_s, 3, events=tuple(subject.events)))
+    controller.settle(resize, now_s=subject.time_s, **outcome)
+    return subject, resume
+
+
+@pytest.mark.parametrize("outcome", [{"done": False, "error": "no"}, {"done": False}])
+def test_a_job_that_could_not_be_moved_yet_does_not_go_on_beside_memcached(outcome):
+    subject, resume = resuming(**outcome)
+    assert not subject.controller.ready(resume, subject.time_s)
+    moves = subject.controller.step(observation(subject.time_s + 0.1, 3))
+    assert not [move for move in moves if move.kind is MoveKind.RESUME]
+
+
+def test_a_job_that_has_been_moved_goes_on():
+    subject, resume = resuming(done=True)
+    assert subject.controller.ready(resume, subject.time_s)
+
+
+def test_a_job_is_paused_in_the_log_even_if_its_start_was_not_yet_told_then():
+    subject = machine(Plan(1, {"a": 1}), jobs=("a",))
+    subject.tick()
+    subject.tick()
+    started, subject.events = subject.events, []
+    subject.controller.regulator.policy.plans = [Plan(4, {"a": 0})]
+    subject.tick()
+    subject.events = started
+    subject.tick()
+    assert subject.log[-2:] == ["start a [1]", "pause a []"]
+    assert states(subject)["a"] is JobState.PAUSED
+
+
+def test_what_is_told_late_is_no_news():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
+    for jobs in ({"a": 0}, {"a": 1}):
+        subject.controller.regulator.policy.plans = [Plan(1, jobs)]
+        subject.tick()
+    before = list(subject.log)
+    subject.events.append(JobEvent("a", JobEventKind.PAUSED, subject.time_s - 0.5))
+    subject.tick()
+    assert (states(subject)["a"], subject.log) == (JobState.RUNNING, before)
+
+
+def test_an_end_told_twice_is_one_failure_and_one_of_the_try_before_is_none():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",), retries=1))
+    subject.end("a", 1)
+    subject.events *= 2
+    (again, _) = subject.events
+    subject.tick()
+    settle(subject, 2)
+    subject.events.append(again)
+    subject.tick()
+    assert (states(subject)["a"], subject.controller.jobs["a"].failures) == (JobState.RUNNING, 1)
+
+
+def test_what_cannot_have_been_measured_is_counted_and_never_seen_by_the_policy():
+    subject = settle(machine(Plan(1, {"a": 1})))
+    subject.tick(service=service_sample(float("nan"), qps=-1.0))
+    service = subject.controller.decision.view.service
+    assert (service.cpu_cores.value, service.qps.value) == (None, None)
+    assert subject.controller.counts["bad_signals"] == 2

@@ -194,3 +194,34 @@ def test_closing_gives_memcached_its_cores_back_and_may_be_done_twice(made: Made
     assert host.close("stop") == []
     assert pinned() == original
     assert host.close("stop") == []
+
+
+def test_a_start_that_was_on_its_way_at_the_end_never_happens(tmp_path):
+    calibration = small(tmp_path)
+    trace = repeated([5000], 1.0, 3600.0)
+    setup = Setup(calibration, (LONG,), trace, calibration.scenario.slo, calibration.topology, 2)
+    host = SimHost(setup.machine(), 2, calibration.delays, setup.noise())
+    host.act(Move(MoveKind.CREATE, "two", TWO, 1))
+    host.act(Move(MoveKind.START, "two", TWO))
+    assert host.close("stop") == []
+    for _ in range(3):
+        host.wait(host.now() + 5.0)
+        host.observe()
+    assert not host.machine.jobs
+
+
+def test_a_job_that_ended_by_itself_is_told_once_though_it_is_stopped_as_well(tmp_path):
+    calibration = small(tmp_path)
+    short = replace(calibration, jobs={"two": replace(calibration.jobs["two"], alone_s=0.5)})
+    setup = Setup(short, (LONG,), repeated([5000], 1.0, 3600.0), short.scenario.slo, short.topology, 2)
+    host = SimHost(setup.machine(), 2, calibration.delays, setup.noise())
+    host.act(Move(MoveKind.CREATE, "two", TWO, 1))
+    host.act(Move(MoveKind.START, "two", TWO))
+    told = []
+    for _ in range(40):
+        host.wait(host.now() + 0.1)
+        told += [(event.kind, event.code) for event in host.observe().events]
+    host.act(Move(MoveKind.STOP, "two"))
+    host.wait(host.now() + 1.0)
+    told += [(event.kind, event.code) for event in host.observe().events]
+    assert told[1:] == [(JobEventKind.STARTED, None), (JobEventKind.EXITED, 0)]

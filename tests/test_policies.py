@@ -266,3 +266,10 @@ def test_what_cannot_be_loaded_is_named(tmp_path, text, settings, message):
     with pytest.raises(UserError, match=message) as caught:
         load_policy(text.format(file=tmp_path / "mine.py", bad=tmp_path / "bad.py"), settings)
     assert "\n" not in str(caught.value)
+
+
+def test_who_must_not_share_does_not_depend_on_the_order_of_a_set():
+    names = [f"job{number}" for number in range(12)]
+    picture = view(jobs={name: job_view(name, JobState.RUNNING, frozenset({1})) for name in names})
+    packing = Packing(dict.fromkeys(names, 0), frozenset(names))
+    assert too_heavy(picture, packing, 3) == frozenset(names[3:])

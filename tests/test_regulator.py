@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from colocate.jobs import MOST_THREADS, JobState
 from colocate.policy import Plan
 from colocate.regulator import Limits, OverrunError, Regulator, Safe
+from colocate.view import Series
 from tests.builders import Fixed, job_view, no_deadline, service_sample, view
 
 JOBS = {"a": job_view("a", JobState.RUNNING, frozenset({3})), "b": job_view("b")}
@@ -186,3 +187,34 @@ def test_a_policy_that_goes_on_changing_its_plan_does_not_change_the_accepted_on
     jobs["unknown"] = 1
     assert accepted.jobs == {"a": 1, "b": 1}
     assert asked.plan(view(jobs=JOBS))[0].jobs == {"a": 1, "b": 1}
+
+
+def rising(*uses):
+    times_s = [0.05 * number for number in range(len(uses))]
+    return {"cpu_cores": Series(times_s, [*uses], len(uses))}
+
+
+@pytest.mark.parametrize(
+    ("uses", "kept"),
+    [
+        ((0.5, 0.5, 0.5), 1),
+        ((0.5, 0.55, 0.8), 3),
+        ((0.8, 0.5, 0.4), 1),
+        ((0.01, 0.05, 0.09), 1),
+        ((0.5, *[0.8] * 12), 1),
+    ],
+)
+def test_memcached_gets_no_core_fewer_while_its_load_rises(uses, kept):
+    picture = view(jobs=JOBS, time_s=9, service_cores=frozenset({0, 1, 2}), series=rising(*uses))
+    plan, changes = regulator(Plan(1)).plan(picture)
+    assert (plan.service, rules(changes)) == (kept, ["risen"] if kept == 3 else [])
+
+
+def test_what_is_unknown_at_the_beginning_leaves_memcached_all_cores():
+    nothing = view(jobs=JOBS, service_cores=frozenset(), sample=service_sample(None, qps=None))
+    subject = regulator(Plan(1, {"b": 3}))
+    plan, changes = subject.plan(nothing)
+    assert (plan.service, dict(plan.jobs), rules(changes)) == (4, {"a": 0, "b": 0}, ["fresh_enough"])
+    for known in (service_sample(0.1, qps=None), service_sample(None, qps=1000.0)):
+        plan, changes = regulator(Plan(1, {"b": 3})).plan(view(jobs=JOBS, service_cores=frozenset(), sample=known))
+        assert (plan.service, changes) == (1, [])
