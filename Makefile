@@ -1,4 +1,4 @@
-.PHONY: help setup check run test test-vm fuzz bench bench-live bench-policies
+.PHONY: help setup check run test test-vm faults soak fuzz bench bench-live bench-policies
 
 help:
 	@echo 'make setup   set up what is missing'
@@ -6,6 +6,8 @@ help:
 	@echo 'make run     set up, then run the demo'
 	@echo 'make test    set up, then run the linters and the tests'
 	@echo 'make test-vm set up, then run the tests that need systemd and control groups of version 2, in an emulated machine'
+	@echo 'make faults  set up, then inject every fault, simulated (SCHEDULES seeds) and live, and print what held (20 minutes)'
+	@echo 'make soak    set up, then run a million simulated ticks; SOAK_S=3600: one live hour; fails if anything grows'
 	@echo 'make fuzz    set up, then look for texts that the parsers of logs and of mcperf fail on (FUZZ_S seconds for each)'
 	@echo 'make bench   set up, then measure what the controller costs, how fast it acts and how true the model is'
 	@echo 'make bench-live      set up, then compare policies on this machine, a quiet one with two cores (13 minutes)'
@@ -25,6 +27,14 @@ test:
 
 test-vm: setup
 	tests/vm/run
+
+# SCHEDULES=N: seeds on the simulated machine; SCHEDULE_SEED=N: only that one
+SCHEDULES ?= 5000
+faults: setup
+	SCHEDULES=$(SCHEDULES) SOAK_TEST_S=300 .venv/bin/pytest -q tests/faults
+
+soak: setup
+	.venv/bin/python benchmarks/soak.py $(if $(SOAK_S),--live $(SOAK_S))
 
 # FUZZ_S=SECONDS for each of the two parsers; RUNS=DIR: recorded runs to begin with
 FUZZ_S ?= 60

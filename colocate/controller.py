@@ -23,6 +23,7 @@ from colocate.topology import Topology
 from colocate.vetting import vetted
 from colocate.view import History, Observation, Profile, ServiceView, Signal, Slo, View
 
+_MOST_NOTED = 1000
 _QUIET_S = 10.0  # the same remark is not logged more often
 _DONE = {
     JobEventKind.STARTED: MoveKind.START, JobEventKind.RESIZED: MoveKind.RESIZE,
@@ -249,6 +250,8 @@ class Controller:
         self.counts[topic] += 1
         now_s = self._seen.time_s if self._seen else 0.0
         if now_s - self._noted.get((target, text), float("-inf")) >= _QUIET_S:
+            if len(self._noted) >= _MOST_NOTED:  # texts with figures are ever new ones
+                self._noted = {key: at_s for key, at_s in self._noted.items() if now_s - at_s < _QUIET_S}
             self._noted[target, text] = now_s
             self.entries.append(Entry("custom", target, comment=text))
 

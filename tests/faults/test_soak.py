@@ -1,0 +1,43 @@
+"""A short soak of the simulated machine, and hundreds of jobs; `make soak` is the long one, and the live one."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from colocate.eventlog import violations
+from colocate.jobs import JobSpec, JobState
+from colocate.policy import load_policy
+from colocate.sim.run import simulate
+from colocate.testing.chaos import Schedule
+from tests.faults.ledger import Injection
+from tests.faults.world import POLICIES, World
+
+SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
+SECONDS = os.environ.get("SOAK_TEST_S", "60")  # so that the whole gate stays short; `make faults` takes five minutes
+
+
+def test_nothing_grows_however_many_ticks_jobs_and_restarts_there_are(ledger, notes):
+    argv = [sys.executable, SOAK, "--seconds", SECONDS]
+    soaked = subprocess.run(argv, capture_output=True, text=True, check=False)
+    samples = soaked.stdout.count("us a tick")
+    ledger.append(Injection(24, "simulated", samples, held=soaked.returncode == 0))
+    notes += [line for line in soaked.stdout.splitlines() if "MB an hour" in line]
+    assert soaked.returncode == 0, soaked.stdout[-3000:] + soaked.stderr[-3000:]
+    assert samples
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_hundreds_of_jobs_all_finish(policy, tmp_path, ledger):
+    setup = World(1, Schedule(), tmp_path / "unused").setup
+    jobs = tuple(JobSpec(f"job{number}", "nothing:1", ("./run",)) for number in range(300))
+    figures = replace(setup.calibration.jobs["a"], alone_s=0.3)
+    calibration = replace(setup.calibration, jobs={job.name: figures for job in jobs})
+    done = simulate(replace(setup, calibration=calibration, jobs=jobs), load_policy(policy), tmp_path / "logs")
+    held = done.ending.why == "done" and not violations(done.log_path.read_text())
+    held = held and all(job.state is JobState.FINISHED for job in done.controller.jobs.values())
+    ledger.append(Injection(24, "simulated", len(jobs), held))
+    assert held
