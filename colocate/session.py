@@ -129,7 +129,7 @@ class Session:
 
         def shown(controller: Controller) -> None:
             watch.show(controller)
-            manager.alive(self.host.now(), watch.line())
+            manager.alive(self.host.now(), watch.line)
             if show is not None:
                 show(controller)
 

@@ -37,7 +37,7 @@ def test_ready_once_then_alive_at_most_once_a_second(manager):
     listener, address = manager
     with closing(Notifier({"NOTIFY_SOCKET": address})) as notifier:
         for tick in range(101):
-            notifier.alive(7.0 + tick * ALIVE_S / 50, "two\nlines")
+            notifier.alive(7.0 + tick * ALIVE_S / 50, lambda: "two\nlines")
         notifier.stopping()
         notifier.stopping()
     alive = ["WATCHDOG=1", "STATUS=two lines"]
@@ -52,7 +52,7 @@ def test_ready_once_then_alive_at_most_once_a_second(manager):
 @pytest.mark.parametrize("address", ["", "nonsense", "/nowhere/at/all", "@nobody-listens"])
 def test_nobody_who_listens_is_no_error(address):
     with closing(Notifier({"NOTIFY_SOCKET": address})) as notifier:
-        notifier.alive(1.0, "well")
+        notifier.alive(1.0, lambda: "well")
         notifier.stopping()
 
 
@@ -60,7 +60,7 @@ def test_a_manager_that_does_not_read_holds_nobody_up(manager):
     _, address = manager
     with closing(Notifier({"NOTIFY_SOCKET": address})) as notifier:
         for tick in range(2000):  # more than a socket's queue takes (unix(7), max_dgram_qlen)
-            notifier.alive(tick * ALIVE_S, "well")
+            notifier.alive(tick * ALIVE_S, lambda: "well")
 
 
 def test_a_run_tells_its_manager_all_of_it(manager, tmp_path: Path, behave_binary: Path, monkeypatch):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 ALIVE_S = 1.0  # so often at most it is said that we are alive
@@ -32,12 +32,12 @@ class Notifier:
         self._stopping = False
         self._next_s = float("-inf")
 
-    def alive(self, now_s: float, status: str) -> None:
-        """The loop has made a tick; the first time this says that the service is ready."""
+    def alive(self, now_s: float, status: Callable[[], str]) -> None:
+        """The loop has made a tick; the first time this says that the service is ready. `status` is asked if told."""
         if self._socket is None or now_s < self._next_s:
             return
         self._next_s = now_s + ALIVE_S
-        self._send(*([] if self._ready else ["READY=1"]), "WATCHDOG=1", f"STATUS={status}")
+        self._send(*([] if self._ready else ["READY=1"]), "WATCHDOG=1", f"STATUS={status()}")
         self._ready = True
 
     def stopping(self) -> None:
