@@ -130,6 +130,7 @@ class Container(Wishes):
     def _init_ended(self) -> None:
         with self._cond:
             if self._grip.ended():  # and it is not an earlier one's
+                self._grip.set_paused(paused=False)
                 self._suspicious(_EVENT_S)
 
     def _inspect(self) -> None:
@@ -198,7 +199,7 @@ class Container(Wishes):
     def _set_paused(self) -> bool:
         with self._cond:
             over = self._phase is not Phase.RUNNING or self._stop_wished or self._on_exit is not None
-            return over or self._grip.set_paused(paused=self._paused)
+            return over or self._grip.ended() or self._grip.set_paused(paused=self._paused)
 
     def _settled(self, kind: JobEventKind) -> None:
         if kind in self._owed and self._phase is Phase.RUNNING:

@@ -93,11 +93,18 @@ class Grip:
         return self._group is not None and self._group.set_cores(cores)
 
     def set_paused(self, *, paused: bool) -> bool:
-        """Freeze or thaw; True when it has been seen to be so."""
+        """Freeze or thaw; True when it has been seen to be so. What has ended does not stay frozen.
+
+        Before it looks whether there is a process at all, runc takes a frozen group for a paused container, which it
+        does not delete; then the engine knows no exit code, and tells of 255.
+        """
         if self._group is None:
             return False
         if paused:
-            return self._group.freeze()
+            frozen = self._group.freeze()
+            if self.ended():
+                self._group.thaw()
+            return frozen
         thawed = self._group.thaw()
         self.release()
         return thawed
