@@ -145,7 +145,10 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+SOME = DAMAGE if FULL else ["truncated", "before a reboot"]
+
+
+@pytest.mark.parametrize("damage", SOME)
 def test_a_state_file_that_cannot_be_believed_is_put_aside_and_the_next_run_begins(
     process_stage: Stage, damage: str
 ) -> None:
@@ -172,7 +175,7 @@ def test_a_state_file_that_cannot_be_believed_is_put_aside_and_the_next_run_begi
     assert not set(pids) & set(stage.watchman.jobs())
 
 
-@pytest.mark.parametrize("damage", DAMAGE if FULL else ["bit-flipped", "before a reboot"])
+@pytest.mark.parametrize("damage", SOME)
 def test_a_guard_that_cannot_believe_the_state_file_leaves_the_machine_alone(process_stage: Stage, damage: str) -> None:
     stage, state = process_stage, process_stage.directory / "state/state.json"
     with stage.begin({"spin": "spin 1"}) as run:

@@ -119,7 +119,10 @@ class Watchman:
     def left(self) -> list[str]:
         """What is not as it was before the run, one line each."""
         found = []
-        now = masks(self._server.pid)
+        now = {}
+        for task in os.scandir(f"/proc/{self._server.pid}/task"):
+            with contextlib.suppress(ProcessLookupError):
+                now[int(task.name)] = os.sched_getaffinity(int(task.name))
         main = next(iter(self.before.values()))
         found += [f"thread {tid} on {mask}" for tid, mask in now.items() if mask != self.before.get(tid, main)]
         found += [f"job process {pid}" for pid in self.jobs()]
