@@ -85,6 +85,12 @@ def containers(client: docker.DockerClient) -> list:
     return client.containers.list(all=True, filters={"label": "colocate.run"})
 
 
+def pids(client: docker.DockerClient) -> set[int]:
+    """The first processes of what runs of ours."""
+    running_now = client.containers.list(filters={"label": "colocate.run"})
+    return {container.attrs["State"]["Pid"] for container in running_now}
+
+
 def container_of(client: docker.DockerClient, job: str):
     (found,) = client.containers.list(filters={"label": f"colocate.job={job}"})
     return found
@@ -150,15 +156,20 @@ def test_an_engine_restarted_by_systemd_loses_no_job(
 ) -> None:
     with running(tmp_path, service, "--jobs", str(jobs), "--retries", "5") as run:
         run.until("start other")
-        before = {container.id for container in containers(docker_client)}
+        in_time(lambda: right(run, tmp_path, docker_client, service), "all is right")
+        before = pids(docker_client)
         systemctl("restart", "docker")
 
         def both_run() -> bool:
             told = ask(tmp_path / "state", {"request": "status"})
-            now = {container.id for container in docker_client.containers.list(filters={"label": "colocate.run"})}
-            return {job["state"] for job in told["jobs"].values()} == {"running"} and len(now - before) == 2
+            return {job["state"] for job in told["jobs"].values()} == {"running"} and len(
+                pids(docker_client) - before
+            ) == 2
 
-        in_time(both_run, "both jobs run again")
+        try:
+            in_time(both_run, "both jobs run again")
+        except AssertionError as error:
+            pytest.fail(f"{error}\n{run.log}\n{run.errors}")
         assert one_mask(service.pid) == set(ask(tmp_path / "state", {"request": "status"})["service"]["cores"])
         assert run.end(signal.SIGTERM) == 143, run.errors
     assert violations(run.log) == []
