@@ -168,8 +168,9 @@ def sort_out(records: Iterable[Mapping[str, Any]]) -> Metrics:
     begin, ticks = None, []
     for record in records:
         if isinstance(record.get("moves"), list):
-            tick = {key: value for key, value in record.items() if fits(value, _TICK.get(key, object))}
-            if "moves" in tick and 0 <= tick.get("t", -1) < _LONGEST_S:
+            tick = {key: value for key, value in record.items() if _belongs(key, value)}
+            t = tick.get("t")
+            if "moves" in tick and t is not None and 0 <= t < _LONGEST_S:
                 ticks.append(tick)
         elif "settings" in record:
             head = record
@@ -205,6 +206,12 @@ _TICK = {
     "plan": (int, {"": int}), "reason": str, "share": [str], "rules": [(str, str)], "moves": [(str, str, [int])],
     "work_ms": float, "late_ms": float,
 }  # fmt: skip
+
+
+def _belongs(key: str, value: object) -> bool:
+    """Whether a tick may have this there; a figure that was not known is null."""
+    shape = _TICK.get(key, object)
+    return fits(value, shape) or (value is None and shape in (int, float))
 
 
 def _decode(line: str) -> dict[str, object] | None:

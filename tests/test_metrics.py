@@ -5,7 +5,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colocate.metrics import MetricsWriter, finite, metrics_path, read
+from colocate.metrics import MetricsWriter, finite, metrics_path, read, sort_out
 from tests.memcached_fixture import eventually
 
 
@@ -79,3 +79,13 @@ documents = st.recursive(numbers, lambda inner: st.lists(inner) | st.dictionarie
 def test_whatever_is_measured_becomes_json(document):
     text = json.dumps(finite(document), allow_nan=False)
     assert finite(json.loads(text)) == json.loads(text)
+
+
+def test_a_tick_keeps_a_figure_that_was_not_known_and_loses_what_has_another_shape():
+    whole = {"t": 1.5, "moves": [["pin", "memcached", [0]]], "qps": None, "latency_ms": 0.3, "rules": [], "reason": "x"}
+    broken = whole | {"qps": "many", "latency_ms": float("inf"), "rules": None, "reason": 7}
+    nowhere = [whole | {"t": t} for t in (None, "1", -1, 1e300, float("nan"))]
+    assert sort_out([whole, broken, *nowhere, whole | {"moves": [["pin"]]}]).ticks == (
+        whole,
+        {"t": 1.5, "moves": whole["moves"]},
+    )
