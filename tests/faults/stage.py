@@ -15,7 +15,7 @@ import pytest
 from tests.faults.ledger import Injection
 from tests.faults.watchman import Fault, Watchman, injected
 from tests.live import Run, catalogue, running
-from tests.memcached_fixture import Memcached
+from tests.memcached_fixture import Memcached, eventually
 
 
 @dataclass(slots=True)
@@ -84,6 +84,11 @@ class Stage:
         """See `tests.faults.watchman.injected`."""
         with injected(self.ledger, fault, self.watchman) as made:
             yield made
+
+    def process(self) -> int:
+        """The one process of the one job of the run in progress, once it is the job's program."""
+        eventually(lambda: len(self.watchman.jobs()) == 1, "the job's program runs")
+        return self.watchman.jobs()[0]
 
     def container(self, job: str) -> docker.models.containers.Container:
         """The container of a job of the run in progress."""

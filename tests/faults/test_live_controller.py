@@ -148,12 +148,12 @@ def test_a_policy_that_fails_costs_strikes(process_stage: Stage, policy: str) ->
 
 
 def test_a_policy_that_leaks_until_there_is_no_memory_is_put_away(process_stage: Stage) -> None:
-    """With as much address space as it has and 200 MB more, as where a limit of its unit says so."""
+    """With as much address space as it has and 64 MB more, as where a limit of its unit says so."""
     stage = process_stage
     with stage.begin({"one": "spin 1"}, "--policy", f"{policies.__file__}:Leaks") as run, stage.injected(21):
         run.until("start one")
         now = psutil.Process(run.process.pid).memory_info().vms
-        psutil.Process(run.process.pid).rlimit(psutil.RLIMIT_AS, (now + (200 << 20), now + (200 << 20)))
+        psutil.Process(run.process.pid).rlimit(psutil.RLIMIT_AS, (now + (64 << 20), now + (64 << 20)))
         run.until("safe+policy+takes+over")
         assert "MemoryError" in run.log
         assert run.end(signal.SIGTERM) == 143

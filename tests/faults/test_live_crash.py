@@ -39,7 +39,7 @@ def test_killed_at_every_boundary_everything_is_put_back(stage: Stage, tmp_path:
         assert run.end() == 3, run.errors
     count = int((tmp_path / "whole/boundary").read_text())
     assert count > 50
-    step = count // (2 if sharing else 3)
+    step = count if sharing else count // 3
     if FULL:  # every one, where a run takes a second; every other one, or a few, where it takes longer
         step = count // 20 if sharing else {"process": 1, "docker": 2}[stage.runtime]
     killed = 0
