@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 import secrets
-import socket
-import socketserver
-import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import docker
 import pytest
 
 from colocate.host.engine import CALL_TIMEOUT_S, RUN_LABEL
 from colocate.host.restore import remove_containers
-
-
-class SlowRemoval(socketserver.BaseRequestHandler):
-    """Passes everything on to the real engine, a removal later than an ordinary call may take."""
-
-    def handle(self) -> None:
-        with socket.socket(socket.AF_UNIX) as engine:
-            engine.connect("/var/run/docker.sock")
-            threading.Thread(target=self.answer, args=(engine,), daemon=True).start()
-            while data := self.request.recv(65536):
-                if data.startswith(b"DELETE "):
-                    time.sleep(CALL_TIMEOUT_S + 0.5)
-                engine.sendall(data)
-
-    def answer(self, engine: socket.socket) -> None:
-        while data := engine.recv(65536):
-            self.request.sendall(data)
+from tests.faults.engine import proxied
 
 
 @pytest.fixture
-def slow_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    path = tmp_path / "engine.sock"
-    with socketserver.ThreadingUnixStreamServer(str(path), SlowRemoval) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+def slow_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The machine's engine, which takes longer over a removal than an ordinary call may take."""
+    with proxied() as engine:
+        engine.slow, engine.delay_s = b"DELETE ", CALL_TIMEOUT_S + 0.5
+        monkeypatch.setenv("DOCKER_HOST", engine.url)
         yield
-        server.shutdown()
 
 
 @pytest.mark.usefixtures("slow_engine")

@@ -176,13 +176,13 @@ class Proxy:
     """A unix socket before an engine's, which passes everything on, or does to it what a test says.
 
     Attributes:
-        delay_s: so long every request waits.
+        delay_s: so long every request waits that begins with `slow`: a method, or nothing for all.
         broken: every request is answered by 500.
         deaf: what the engine says on connections that follow its events is swallowed, and they stay open.
     """
 
     def __init__(self, path: Path, engine: Path) -> None:
-        self.delay_s = 0.0
+        self.delay_s, self.slow = 0.0, b""
         self.broken = self.deaf = False
         self._path, self._engine = path, engine
         self._closing = False
@@ -235,7 +235,8 @@ class Proxy:
                         head.encode() + b"Content-Type: application/json\r\nConnection: close\r\n\r\n" + body
                     )
                     return
-                time.sleep(self.delay_s)
+                if data.startswith(self.slow):
+                    time.sleep(self.delay_s)
                 engine.sendall(data)
 
     def _answers(self, engine: socket.socket, client: socket.socket, events: threading.Event) -> None:
