@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from colocate.view import View
@@ -23,6 +23,7 @@ _FULL = 0.97  # share of its cores' time at which more load would not show any m
 _STEADY = 0.1  # spread of the request rate, as a share of it, under which CPU and rate are of one load
 _SMOOTH = 0.05  # weight of a new sample of what a request costs
 _STEP_DOWN = 1.05  # a load must be so far under the limit of a lesser setting: the load of one tick strays
+_DOUBT, _DOUBT_S = 4.0, 30.0  # failing so far under what has held is believed so long at first, then twice as long
 _APART = 1.02  # the two ends of a bracket
 _BELIEF_SD = 1.5  # how far a machine may be from the typical one at first, in standard deviations
 _UNSURE = (0.5, 1.0)  # without a calibration: what a core holds, as shares of what its CPU could serve
@@ -79,6 +80,28 @@ class _Known:
     wait_us: _Bracket
     failed_s: float  # when the high ends were last touched
     calm_us: float | None = None  # the shortest run-queue delay seen while the SLO was not broken
+    doubted: _Bracket | None = None  # of the load: what was known before it failed far under it
+    doubt_s: float = _DOUBT_S
+
+    def failed(self, load_qps: float, now_s: float) -> None:
+        """It has not held under this load; a moment of wrong figures must not keep the jobs waiting for hours."""
+        if load_qps < self.load_qps.low / _DOUBT and self.doubted is None:
+            self.doubted = replace(self.load_qps)
+        self.load_qps.failed(load_qps)
+        self.failed_s = now_s
+
+    def reconsider(self, now_s: float) -> None:
+        """Give what has failed against all expectation another chance."""
+        if self.doubted is not None and now_s - self.failed_s > self.doubt_s:
+            self.load_qps, self.doubted = self.doubted, None
+            self.doubt_s *= 2
+
+    def relax(self, now_s: float) -> None:
+        """Trouble of the past counts less and less."""
+        if now_s - self.failed_s > _RELAX_S:
+            self.failed_s = now_s
+            self.load_qps.high *= _RELAX
+            self.wait_us.high *= _RELAX
 
     def tells(self, waits_us: list[float]) -> bool:
         """Whether memcached waits more than in its calmest hours, as far as that is measured."""
@@ -177,12 +200,10 @@ class Sizing:
             failure.load_qps = max(failure.load_qps, load_qps)
             if now_s >= failure.until_s:
                 self._failure = None
-                self._about(view, failure.setting).load_qps.failed(failure.load_qps)
-                self._about(view, failure.setting).failed_s = now_s
-        if now_s - known.failed_s > _RELAX_S:
-            known.failed_s = now_s
-            known.load_qps.high *= _RELAX
-            known.wait_us.high *= _RELAX
+                self._about(view, failure.setting).failed(failure.load_qps, now_s)
+        known.relax(now_s)
+        for each in self._known.values():
+            each.reconsider(now_s)
         if settled and self._failure is None and 0 < load_qps < math.inf:
             self._learn_waits(view, known)
 

@@ -293,5 +293,3 @@ class JobLoads:
     def victims_last(self, jobs: list[JobView]) -> list[JobView]:
         """The jobs in the order in which `share_out` prefers them among equals: who is last loses a core first."""
         return sorted(jobs, key=lambda job: self.score(job.name))
-
-

@@ -198,3 +198,14 @@ def test_whatever_is_seen_a_setting_of_the_ladder_comes_out(story, known, total)
 def test_the_first_view_of_all_has_no_cores_and_no_history():
     empty = view(service_cores=frozenset(), sample=service_sample(None, qps=None))
     assert Sizing().choose(empty, WHOLE, Setting(2)) == Setting(2)
+
+
+def test_a_second_of_figures_in_a_wrong_unit_does_not_keep_the_jobs_waiting_for_ever():
+    subject = played(profile(), cores=1)
+    assert settings(subject, 6, 25_000, latency_ms=0.3)[-1] == Setting(1)
+    wrong = {"cpu_cores": signal(0.0005), "qps": signal(25.0)}
+    settings(subject, 0.5, 25_000, signals=wrong)
+    assert settings(subject, 0.5, 25_000, signals=wrong, wait_us=500.0)[-1] != Setting(1)
+    afterwards = settings(subject, 45, 25_000, latency_ms=0.3)
+    assert afterwards[0] != Setting(1)
+    assert afterwards[-1] == Setting(1)

@@ -100,7 +100,7 @@ def draw(seed: int, ticks: int, *, most: int = 6, steps: int = 0) -> Schedule:
         )
         for _ in range(stream.randint(1, most))
     ]
-    kill_at = stream.randint(1, steps) if steps and stream.random() < 0.2 else 0
+    kill_at = stream.randint(10, steps) if steps and stream.random() < 0.2 else 0
     return Schedule(tuple(sorted(faults, key=lambda fault: fault.tick)), kill_at)
 
 
