@@ -218,6 +218,8 @@ class Sizing:
             return
         latencies_ms = view.recent("latency_ms", self._settle_s) or [now_ms]
         if max(now_ms, fmean(latencies_ms)) <= self._cautious(view, self._setting) * view.slo.latency_ms:
+            if view.service.latency_ms.samples < view.slo.least_samples:  # fine for want of requests
+                return
             known.load_qps.held(self.load_qps)
             if waited_us is not None:
                 known.wait_us.held(waited_us)

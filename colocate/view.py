@@ -27,6 +27,11 @@ class Slo:
     latency_ms: float = 0.8
     percentile: float = 95.0
 
+    @property
+    def least_samples(self) -> int:
+        """How many samples the percentile needs before one of them may lie above it: 20 for the 95th."""
+        return max(1, math.ceil(100 / max(100 - self.percentile, 0.001) - 1e-6))
+
 
 @dataclass(frozen=True, slots=True)
 class Signal:

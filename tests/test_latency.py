@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colocate.errors import UserError
-from colocate.host.latency import LatencySource, Probe, Reported, percentile_of, samples_needed
-from colocate.view import Signal
+from colocate.host.latency import LatencySource, Probe, Reported, percentile_of
+from colocate.view import Signal, Slo
 from tests.memcached_fixture import Memcached, eventually, free_port, running_memcached
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on emulated machines, too
@@ -61,7 +61,7 @@ def test_a_percentile_has_its_share_at_or_below_it(values: list[float], percenti
 def test_nearest_rank() -> None:
     assert percentile_of([float(i) for i in range(1, 21)], 95) == 19
     assert percentile_of([3.0], 95) == 3.0
-    assert [samples_needed(p) for p in (50, 90, 95, 99, 99.9)] == [2, 10, 20, 100, 1000]
+    assert [Slo(percentile=p).least_samples for p in (50, 90, 95, 99, 99.9)] == [2, 10, 20, 100, 1000]
 
 
 def test_unknown_while_there_are_too_few_samples(server: Memcached) -> None:

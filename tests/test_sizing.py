@@ -209,3 +209,12 @@ def test_a_second_of_figures_in_a_wrong_unit_does_not_keep_the_jobs_waiting_for_
     afterwards = settings(subject, 45, 25_000, latency_ms=0.3)
     assert afterwards[0] != Setting(1)
     assert afterwards[-1] == Setting(1)
+
+
+def test_a_latency_that_is_fine_for_want_of_requests_is_no_evidence():
+    """Under a load that is not believed in, only a latency of enough requests shows that it holds."""
+    for samples, holds in ((1, False), (20, True)):
+        subject = played(cores=1, sized={"ladder": WHOLE[:1]})
+        settings(subject, 10, 34_000, signals={"latency_ms": signal(0.3, samples=samples)})
+        known = subject.policy.sizing._known[Setting(1)].load_qps
+        assert (known.low > 0.9 * 34_000) is holds

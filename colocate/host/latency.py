@@ -17,7 +17,7 @@ from typing import Protocol
 
 from colocate.errors import UserError
 from colocate.mcperf import Row, is_late_mark, parse_row
-from colocate.view import Signal
+from colocate.view import Signal, Slo
 
 _NO_OPERATION = b"mn\r\n"  # memcached's doc/protocol.txt, "Meta No-Op"; one too old for it answers ERROR, as quickly
 _SO_TIMESTAMPNS = 35  # socket(7); Python names it only from 3.15 on
@@ -41,11 +41,6 @@ def percentile_of(values: list[float], percentile: float) -> float:
     """The nearest-rank percentile of a list that is not empty."""
     ranked = sorted(values)
     return ranked[max(0, math.ceil(percentile / 100 * len(ranked) - 1e-9) - 1)]
-
-
-def samples_needed(percentile: float) -> int:
-    """How many samples a percentile needs before one of them may lie above it: 20 for the 95th."""
-    return max(1, math.ceil(100 / max(100 - percentile, 0.001) - 1e-6))
 
 
 class Probe:
@@ -81,7 +76,7 @@ class Probe:
     ) -> None:
         self._address = (ip, port)
         self._gap_s = 1 / rate_hz
-        self._needed = samples_needed(percentile)
+        self._needed = Slo(percentile=percentile).least_samples
         self._window_s = window_s if window_s is not None else max(1.0, 2 * self._needed * self._gap_s)
         self._percentile = percentile
         self._timeout_s = timeout_s

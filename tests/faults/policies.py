@@ -15,12 +15,16 @@ def split(view: View, service: int, reason: str) -> Plan:
 class Follow(Policy):
     """All cores for memcached at the tick that shows it busy, one again when it has not been for a while.
 
+    Naive on purpose: it takes what it does not know for nothing.
+
     Options:
-        high: what it uses of its cores when it is busy, as a share.
+        by: the signal that shows it.
+        high: the signal when it is busy; of `cpu_cores`, in cores.
         low: and when it is not.
         hold_s: seconds for which it must not have been.
     """
 
+    by: str = "cpu_cores"
     high: float = 0.5
     low: float = 0.2
     hold_s: float = 1.0
@@ -30,14 +34,14 @@ class Follow(Policy):
         self._busy_s = 0.0
 
     def decide(self, view: View) -> Plan:
-        used = view.service.cpu_cores.value or 0.0
+        used = getattr(view.service, self.by).value or 0.0
         if used > self.high:
             self._service = view.total_cores
         if used > self.low:
             self._busy_s = view.time_s
         elif view.time_s - self._busy_s > self.hold_s:
             self._service = 1
-        return split(view, self._service, f"{used:.2f} cores used")
+        return split(view, self._service, f"{self.by} {used:.2f}")
 
 
 class Sway(Policy):

@@ -91,6 +91,7 @@ def test_without_dockerd_memcached_keeps_its_pace_and_no_job_is_lost(
                     eventually(lambda: recorded(stage, "job"), "Docker's record says what is")
                     fault.recovered()
                     assert in_time(fault.recovery_s or 0.0), fault.recovery_s
+                    eventually(lambda: held(server) != ALL, "it has fewer again")
                 judge(found, notes, f"without dockerd ({outage_s:g} s)")
             assert run.end(signal.SIGTERM) == 143
             assert run.summary["jobs"]["job"]["state"] == "stopped"
@@ -169,6 +170,7 @@ def test_of_an_engine_in_trouble_nothing_depends_but_its_record(
                     press.put(0.0)
                     eventually(lambda: recorded(stage, "job"), "Docker's record says what is")
                     fault.recovered()
+                    eventually(lambda: held(server) != ALL, "it has fewer again")
                 judge(found, notes, f"engine {kind.__name__.lower()}")
             stage.container("job").remove(force=True)
             run.until("custom job vanished")

@@ -17,7 +17,7 @@ from tests.faults.ledger import Injection
 from tests.faults.world import POLICIES, World
 
 SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
-SECONDS = os.environ.get("SOAK_TEST_S", "60")  # so that the whole gate stays short; `make faults` takes five minutes
+SECONDS = os.environ.get("SOAK_TEST_S", "60")  # so that `make test` stays short; CI takes five minutes
 
 
 def test_nothing_grows_however_many_ticks_jobs_and_restarts_there_are(ledger, notes):
