@@ -7,6 +7,8 @@ SCHEDULE_SEED=17 .venv/bin/pytest tests/faults/test_schedules.py  # this one alo
 import os
 import tempfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -42,20 +44,30 @@ def injected(world: World) -> Counter[int]:
     return +faults
 
 
-def test_what_must_hold_holds_after_each_act_under_every_schedule(tmp_path, ledger):
-    for seed in SEEDS:
-        with tempfile.TemporaryDirectory(dir=tmp_path) as directory:
+def outcome(seed: int) -> tuple[Counter[int], int]:
+    """What a schedule injected, and how often the invariants were checked; AssertionError if they did not hold."""
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            world = try_seed(seed, Path(directory), twice=seed % 10 == 0)
+        except BaseException as error:
+            raise AssertionError(
+                f"{type(error).__name__}: {error}\nagain: SCHEDULE_SEED={seed} .venv/bin/pytest {__file__}\n"
+                f"{world_of(seed, Path(directory))}"
+            ) from error
+    return injected(world), world.invariants.checks
+
+
+def test_what_must_hold_holds_after_each_act_under_every_schedule(ledger):
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        outcomes = map(outcome, SEEDS) if len(SEEDS) == 1 else pool.map(outcome, SEEDS, chunksize=10)
+        for seed in SEEDS:
             try:
-                world = try_seed(seed, Path(directory), twice=seed % 10 == 0)
-            except BaseException as error:
+                faults, checks = next(outcomes)
+            except AssertionError:
                 ledger.append(Injection(NUMBER[draw(seed, TICKS).faults[0].kind], "simulated", 0, held=False))
-                raise AssertionError(
-                    f"{type(error).__name__}: {error}\nagain: SCHEDULE_SEED={seed} .venv/bin/pytest {__file__}\n"
-                    f"{world_of(seed, Path(directory))}"
-                ) from error
-        faults = injected(world)
-        for fault in faults.elements():
-            ledger.append(Injection(fault, "simulated", world.invariants.checks // faults.total(), held=True))
+                raise
+            for fault in faults.elements():
+                ledger.append(Injection(fault, "simulated", checks // faults.total(), held=True))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
