@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -57,11 +58,13 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Made]:
         )  # fmt: skip
         specs = {spec.name: replace(spec, directory=tmp_path) for spec in (SHORT, LONG)}
         cores = read_topology().only(TWO).cores
+        niceness = os.getpriority(os.PRIO_PROCESS, 0)
         host = LiveHost(service, runtime, specs, ResourceMonitor(cores), doorbell, remember=lambda _: None)
         try:
             yield host, lambda: {frozenset(mask) for mask in masks(server.pid).values()}
         finally:
             host.close("stop")
+        assert os.getpriority(os.PRIO_PROCESS, 0) == niceness, "our own priority is given back, too"
 
 
 def seen(host: Host, wanted: Callable[[Observation], object]) -> tuple[Observation, list[JobEvent]]:

@@ -102,6 +102,7 @@ class LiveHost:
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
             signal.signal(signal.SIGALRM, _overrun)
+        self._niceness = os.getpriority(os.PRIO_PROCESS, 0)
         _with_priority()
 
     def now(self) -> float:
@@ -211,6 +212,8 @@ class LiveHost:
         self._monitor.close()
         if self._searching is not None:
             self._searching.join(timeout=1.0)
+        with suppress(PermissionError):  # somebody may have made it nicer meanwhile
+            os.setpriority(os.PRIO_PROCESS, 0, self._niceness)
         return problems
 
     def _still_shares(self, jobs: Mapping[str, JobSample], service: ServiceAffinity) -> None:
