@@ -10,9 +10,9 @@ the load flaps, memcached is killed and comes back every minute.
 
 Exit code 1 if, after the warm-up, resident memory grows by more than 1 MB an hour by least squares (simulated: in the
 72,000 ticks of an hour) and by more than 1 MB in all, so that a short soak is not judged by the allocator's grain; or
-if the last third has more descriptors or threads at most than the first. The warm-up is the first tenth, with --seconds
-the first 20,000 ticks, live the first minute. The drift of the tick's time is shown and not judged: it tells of the
-machine, too.
+if the last third has more descriptors or threads at most than the first. The warm-up is the first tenth (20,000
+ticks at least), with --seconds 20,000 ticks, live the first minute. The drift of the tick's time is shown and not
+judged: it tells of the machine, too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ from colocate.sim.host import SimHost
 from colocate.sim.run import BEGIN, Setup
 from colocate.sim.traces import Trace
 from colocate.simulation import SimSettings, setup
-from colocate.testing.chaos import ChaosHost, Fault, Kind, Schedule
+from colocate.testing.chaos import ChaosHost
+from colocate.testing.schedule import Fault, Kind, Schedule
 
 HOUR_TICKS = 72_000
 WARM_TICKS = 20_000  # histories and caches are full by then
@@ -146,9 +147,8 @@ def simulated(ticks: int, seconds: float | None, policy: str) -> bool:
             one_run(short, policy, Path(directory), sampler, lambda: 15 * over(1.0))
             for path in Path(directory).iterdir():
                 path.unlink()
-    warm = next(
-        (n for n, s in enumerate(sampler.samples) if s.ticks >= max(WARM_TICKS, ticks // 10 * (not seconds))), 1
-    )
+    warm_ticks = WARM_TICKS if seconds else max(WARM_TICKS, ticks // 10)
+    warm = next((n for n, s in enumerate(sampler.samples) if s.ticks >= warm_ticks), 1)
     grown = [
         judge("one long run", sampler.samples[warm:boundary], live=False),
         judge("many short runs", sampler.samples[boundary + 1 :], live=False),

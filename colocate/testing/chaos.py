@@ -1,31 +1,24 @@
-"""Faults by a seed, over the seams: what a host is told, says and does, the log's disk, the policy, the clock.
+"""Faults by a seed, over the seams: what a host is told, says and does, and its clock.
 
-A `Schedule` says which fault begins at which tick. `ChaosHost` wraps any host and lets it happen; what it did behind
-the controller's back stands in `touched`, so that a checker (`colocate.testing.invariants`) knows what has to be put
-right. Every choice comes from the seed: the same schedule on the same simulated machine gives the same log.
+A `colocate.testing.schedule.Schedule` says which fault begins at which tick. `ChaosHost` wraps any host and lets it
+happen; what it did behind the controller's back stands in `touched`, so that a checker
+(`colocate.testing.invariants`) knows what has to be put right. Every choice comes from the seed: the same schedule on
+the same simulated machine gives the same log.
 """
 
 from __future__ import annotations
 
-import enum
-import errno
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from functools import partial
-from io import FileIO
-from pathlib import Path
 
 from colocate.cores import CoreSet
-from colocate.eventlog import SchedulerLogger
 from colocate.jobs import JobEvent, JobEventKind
 from colocate.move import SERVICE, Host, Move, MoveError, MoveKind, OnExit
-from colocate.policy import Plan, Policy, View
-from colocate.regulator import OverrunError
+from colocate.testing.schedule import Fault, Kind, Schedule
 from colocate.view import Observation, ServiceSample, Signal
 
 LISTING_S = 2.0  # a host that misses an event learns of it by listing; no host loses one for good
@@ -35,73 +28,6 @@ _NONSENSE = (math.nan, math.inf, -math.inf, -1.0, 0.0, 1e3, 1e-3)  # the last tw
 _CHANGES = {
     MoveKind.RESIZE: JobEventKind.RESIZED, MoveKind.PAUSE: JobEventKind.PAUSED, MoveKind.RESUME: JobEventKind.RESUMED
 }  # fmt: skip
-
-
-class Kind(enum.StrEnum):
-    """What can go wrong."""
-
-    UNKNOWN = "unknown"  # signals are missing
-    STALE = "stale"  # signals are those of the fault's beginning, and age
-    NONSENSE = "nonsense"  # signals are no numbers, negative, in another unit
-    BACKWARDS = "backwards"  # the observation's time stands still or steps back
-    EMPTY = "empty"  # neither cores nor jobs nor affinities are looked at
-    UNLOADED = "unloaded"  # the latency is fine, of hardly any sample
-    GONE = "gone"  # memcached is not there, and comes back as another process, on all cores
-    THREADS = "threads"  # memcached has more threads, one of them on all cores
-    FREEZE = "freeze"  # the controller stands still for `FREEZE_S`
-    LATE_TICKS = "late ticks"  # the controller gets little CPU
-    VANISH = "vanish"  # somebody removes a job
-    EXIT = "exit"  # a job ends: with an error, or at the instant of a resize
-    IGNORED = "ignored"  # a move is said to have happened and has not
-    REFUSED = "refused"  # moves fail, without or with an effect
-    ON_ITS_WAY = "on its way"  # moves take effect late, twice, or never, or nobody tells
-    ENGINE = "engine"  # no job's move succeeds, nothing is told
-    PARTIAL = "partial"  # the second move of a tick fails, or all from there on
-    FOREIGN = "foreign"  # somebody else moves memcached or a job, or takes the priorities away
-    EVENTS = "events"  # told late, twice, in another order, of strangers, or only when the host lists
-    DISK = "disk"  # the log's disk is full, also in the middle of a line
-    POLICY = "policy"  # raises, overruns, talks nonsense, or wants something foolish
-    INTERRUPT = "interrupt"  # SIGTERM
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One fault.
-
-    Attributes:
-        tick: at which it begins; they are counted by `observe`.
-        ticks: how many it lasts, where it lasts.
-        pick: chooses among the kind's variants, its signals, its jobs.
-    """
-
-    kind: Kind
-    tick: int
-    ticks: int = 1
-    pick: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Which faults happen when; `kill_at` is the step (`ChaosHost.steps`) at which the controller dies, 0 for never."""
-
-    faults: tuple[Fault, ...] = ()
-    kill_at: int = 0
-
-
-def draw(seed: int, ticks: int, *, most: int = 6, steps: int = 0) -> Schedule:
-    """A schedule of one to `most` faults within so many ticks; with `steps`, one in five has a kill within them."""
-    stream = random.Random(seed)  # noqa: S311 -- faults, no secret
-    faults = [
-        Fault(
-            stream.choice([*Kind]),
-            stream.randint(1, ticks),
-            stream.choice((1, 2, 5, 20, 60)),
-            stream.randrange(1 << 16),
-        )
-        for _ in range(stream.randint(1, most))
-    ]
-    kill_at = stream.randint(10, steps) if steps and stream.random() < 0.2 else 0
-    return Schedule(tuple(sorted(faults, key=lambda fault: fault.tick)), kill_at)
 
 
 class Killed(BaseException):
@@ -436,75 +362,3 @@ def _spoilt(wrong: float, signal: Signal) -> Signal:
     if wrong in (1e3, 1e-3):
         return signal if signal.value is None else replace(signal, value=wrong * signal.value)
     return Signal(wrong, 0.0, 100)
-
-
-class Erratic(Policy):
-    """A policy that fails while the host's schedule says so.
-
-    Args:
-        policy: decides otherwise.
-        host: has the schedule.
-    """
-
-    def __init__(self, policy: Policy, host: ChaosHost) -> None:
-        self._policy = policy
-        self._host = host
-
-    def decide(self, view: View) -> Plan:
-        """The policy's plan, or what the fault makes of it."""
-        fault = self._host.on(Kind.POLICY)
-        if fault is None:
-            return self._policy.decide(view)
-        job = next(iter(view.jobs), "nobody")
-        foolish: tuple[object, ...] = (
-            None,
-            Plan(-1),
-            Plan(0),
-            Plan(1),
-            Plan(view.total_cores, dict.fromkeys(view.jobs, view.total_cores)),
-            Plan(1, {"stranger": 1}),
-            Plan(1, {job: -1}),
-            Plan(1, {job: math.nan}),  # type: ignore[dict-item]  # so it is meant
-            Plan(1, share=frozenset(view.jobs)),
-            Plan(1, threads={job: 0}),
-            Plan(1 + self._host.tick % view.total_cores),
-        )
-        match fault.pick % (len(foolish) + 2):
-            case 0:
-                raise RuntimeError("told to fail")
-            case 1:
-                raise OverrunError("told to take too long")
-            case number:
-                return foolish[number - 2]  # type: ignore[return-value]  # so it is meant
-
-
-class ChaosLog(SchedulerLogger):
-    """An event log on a disk that is full while the host's schedule says so.
-
-    Args:
-        directory: where it goes.
-        clock: the wall clock.
-        host: has the schedule and the run's clock.
-    """
-
-    def __init__(self, directory: Path, clock: Callable[[], datetime], host: ChaosHost) -> None:
-        super().__init__(directory, clock, host.now)
-        self._file.close()
-        self._file = _Disk(self.path, host)
-
-
-class _Disk(FileIO):
-    def __init__(self, path: Path, host: ChaosHost) -> None:
-        super().__init__(path, "ab")
-        self._host = host
-        self._room = True
-
-    def write(self, data: bytes) -> int | None:  # type: ignore[override]  # what the log writes
-        fault = self._host.on(Kind.DISK)
-        if fault is None:
-            self._room = True
-            return super().write(data)
-        if self._room and fault.pick % 2:  # the last bytes that fit
-            self._room = False
-            return super().write(data[: max(1, len(data) // 2)])
-        raise OSError(errno.ENOSPC, "No space left on device")

@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from colocate.testing.chaos import Fault, Kind, Schedule, draw
+from colocate.testing.schedule import Fault, Kind, Schedule, draw
 from tests.faults.ledger import FAULTS, Injection
 from tests.faults.world import POLICIES, TICKS, World, try_seed, world_of
 
@@ -59,7 +59,7 @@ def outcome(seed: int) -> tuple[Counter[int], int]:
 
 def test_what_must_hold_holds_after_each_act_under_every_schedule(ledger):
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        outcomes = map(outcome, SEEDS) if len(SEEDS) == 1 else pool.map(outcome, SEEDS, chunksize=10)
+        outcomes = pool.map(outcome, SEEDS, chunksize=10)
         for seed in SEEDS:
             try:
                 faults, checks = next(outcomes)

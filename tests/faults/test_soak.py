@@ -12,7 +12,7 @@ from colocate.eventlog import violations
 from colocate.jobs import JobSpec, JobState
 from colocate.policy import load_policy
 from colocate.sim.run import simulate
-from colocate.testing.chaos import Schedule
+from colocate.testing.schedule import Schedule
 from tests.faults.ledger import Injection
 from tests.faults.world import POLICIES, World
 

@@ -16,8 +16,10 @@ from colocate.sim.calibration import parse_calibration
 from colocate.sim.host import SimHost
 from colocate.sim.run import BEGIN, Setup
 from colocate.sim.traces import Trace, repeated
-from colocate.testing.chaos import ChaosHost, ChaosLog, Erratic, Killed, Kind, Schedule, draw
+from colocate.testing.chaos import ChaosHost, Killed
+from colocate.testing.failing import ChaosLog, Erratic
 from colocate.testing.invariants import BrokenError, Invariants, Situation, Watched, replay
+from colocate.testing.schedule import Kind, Schedule, draw
 from tests.calibrations import small_text
 
 PERIOD_S = 0.05
