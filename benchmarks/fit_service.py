@@ -228,7 +228,7 @@ def cpu(calibration: Path, year: int) -> Table:
     slope = sum((q - mean_qps) * (c - mean_cores) for q, c in points) / sum((q - mean_qps) ** 2 for q, _ in points)
     idle = entry(max(0.0, mean_cores - slope * mean_qps), [], f"{CPU}, g09")
     if MACHINES[year] == "n2d" and year < 2026:
-        each = [1e6 * (c - float(idle["value"])) / q for q, c in points if q > 30_000]  # type: ignore[arg-type]
+        each = [1e6 * (c - float(idle["value"])) / q for q, c in points if q > 30_000]  # type: ignore[arg-type]  # a float
         return {"cpu_idle_cores": idle, "cpu_us": entry(1e6 * slope, each, f"{CPU}, g09", 2)}
     each = [1e6 / s.capacity_qps for s in scans(calibration, FIT[year]) if s.capacity_qps and s.key[1] == 1]
     groups = " ".join(FIT[year])

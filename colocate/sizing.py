@@ -211,14 +211,15 @@ class Sizing:
         """Take in a latency that tells of the present load and setting, and the run-queue delay that goes with it."""
         waits_us = view.recent("wait_us", self._settle_s)
         waited_us = fmean(waits_us) if waits_us else None
-        now_ms = view.service.latency_ms.value if view.service.latency_ms.fresh(_FRESH_S) else None
+        latency = view.service.latency_ms
+        now_ms = latency.value if latency.fresh(_FRESH_S) else None
         if waited_us is not None and (now_ms is None or now_ms <= view.slo.latency_ms):
             known.calm_us = min(known.calm_us or waited_us, waited_us)
         if now_ms is None:
             return
         latencies_ms = view.recent("latency_ms", self._settle_s) or [now_ms]
         if max(now_ms, fmean(latencies_ms)) <= self._cautious(view, self._setting) * view.slo.latency_ms:
-            if view.service.latency_ms.samples < view.slo.least_samples:  # fine for want of requests
+            if latency.samples < view.slo.least_samples:  # fine for want of requests
                 return
             known.load_qps.held(self.load_qps)
             if waited_us is not None:

@@ -35,7 +35,7 @@ def vetted(seen: Observation, before_s: float | None, usual_s: float) -> tuple[O
         wrong = [*_SIGNALS]
         seen = replace(seen, time_s=seen.time_s - min(0.0, gap_s))
     if wrong:
-        seen = replace(seen, service=replace(seen.service, **dict.fromkeys(wrong, _UNKNOWN)))  # type: ignore[arg-type]
+        seen = replace(seen, service=replace(seen.service, **dict.fromkeys(wrong, _UNKNOWN)))  # type: ignore[arg-type]  # signals
     if gap_s > max(_GAP_S, _USUAL * usual_s):
         aged = {name: replace(getattr(seen.service, name), age_s=gap_s) for name in _AVERAGED}
         seen = replace(seen, service=replace(seen.service, **aged))

@@ -89,8 +89,8 @@ class Kernel:
 
 def wrap() -> None:
     """Put boundaries everywhere."""
-    memcached.os = Kernel("sched_setaffinity")  # type: ignore[assignment]
-    state.os = Kernel("fsync", "ftruncate", "pwrite")  # type: ignore[assignment]
+    memcached.os = Kernel("sched_setaffinity")  # type: ignore[assignment]  # in a module's place
+    state.os = Kernel("fsync", "ftruncate", "pwrite")  # type: ignore[assignment]  # likewise
     eventlog.FileIO = metrics.FileIO = TornFile  # type: ignore[misc, assignment]
     for place in (processes.ProcessRuntime, containers.ContainerRuntime):
         for name in ("prepare", "create", "start", "resize", "pause", "resume", "stop", "close"):

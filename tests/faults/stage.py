@@ -12,6 +12,7 @@ from typing import Any
 import docker
 import pytest
 
+from colocate.host.cgroup import JobCgroup, make
 from tests.faults.ledger import Injection
 from tests.faults.watchman import Fault, Watchman, injected
 from tests.live import Run, catalogue, running
@@ -84,6 +85,16 @@ class Stage:
         """See `tests.faults.watchman.injected`."""
         with injected(self.ledger, fault, self.watchman) as made:
             yield made
+
+    @contextmanager
+    def group(self) -> Iterator[JobCgroup]:
+        """A control group for memcached, or a thread of it; at the end both are gone."""
+        made = make(self.token)
+        try:
+            yield made
+        finally:
+            self.server.stop()
+            eventually(made.remove, "the group is gone")
 
     def process(self) -> int:
         """The one process of the one job of the run in progress, once it is the job's program."""

@@ -33,19 +33,19 @@ def held(server: Memcached) -> set[int]:
 
 
 def steps(server: Memcached, press: Press, until_s: float) -> list[float]:
-    """Steps in memcached's load, up and down, for so long: seconds from each rise until it has all cores.
+    """Steps in memcached's load, down and up, for so long: seconds from each rise until it has all cores.
 
-    It ends on a rise.
+    It begins at rest, as soon as memcached has fewer cores, and ends on a rise.
     """
     found = []
     while True:
+        eventually(lambda: held(server) != ALL, "it has fewer again")
         began_s = press.put(1.0)
         eventually(lambda: held(server) == ALL, "memcached has all cores")
         found.append(time.monotonic() - began_s)
         if time.monotonic() > until_s:
             return found
         press.put(0.0)
-        eventually(lambda: held(server) != ALL, "it has fewer again")
 
 
 def judge(found: list[float], notes: list[str], what: str) -> None:
@@ -91,7 +91,6 @@ def test_without_dockerd_memcached_keeps_its_pace_and_no_job_is_lost(
                     eventually(lambda: recorded(stage, "job"), "Docker's record says what is")
                     fault.recovered()
                     assert in_time(fault.recovery_s or 0.0), fault.recovery_s
-                    eventually(lambda: held(server) != ALL, "it has fewer again")
                 judge(found, notes, f"without dockerd ({outage_s:g} s)")
             assert run.end(signal.SIGTERM) == 143
             assert run.summary["jobs"]["job"]["state"] == "stopped"
@@ -170,7 +169,6 @@ def test_of_an_engine_in_trouble_nothing_depends_but_its_record(
                     press.put(0.0)
                     eventually(lambda: recorded(stage, "job"), "Docker's record says what is")
                     fault.recovered()
-                    eventually(lambda: held(server) != ALL, "it has fewer again")
                 judge(found, notes, f"engine {kind.__name__.lower()}")
             stage.container("job").remove(force=True)
             run.until("custom job vanished")

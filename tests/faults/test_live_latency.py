@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.faults import policies
 from tests.faults.press import pressing
 from tests.faults.stage import Stage
@@ -43,18 +45,29 @@ def tell(path: Path, line: str, until: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_figures_that_cannot_be_take_no_core_from_memcached(process_stage: Stage) -> None:
+def after(seconds: float) -> Callable[[], bool]:
+    """Whether so long has passed since."""
+    end_s = time.monotonic() + seconds
+    return lambda: time.monotonic() > end_s
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Path:
+    """The file that the generator writes."""
+    path = tmp_path / "mcperf.txt"
+    path.touch()
+    return path
+
+
+def test_figures_that_cannot_be_take_no_core_from_memcached(process_stage: Stage, reported: Path) -> None:
     """Each time memcached is late, then the figures are wrong, and a naive policy takes them for calm."""
     stage, server = process_stage, process_stage.server
-    reported = stage.directory / "mcperf.txt"
-    reported.touch()
     with stage.begin({"spin": "spin 1"}, *BY_LATENCY, "--latency-from", str(reported)) as run:
         run.until("start spin")
         for name in [*LIES] * times(1, 2):
             with stage.injected(2) as fault:
                 tell(reported, LATE, lambda: one_mask(server.pid) == ALL)
-                over_s = time.monotonic() + LIE_S
-                tell(reported, LIES[name], lambda: time.monotonic() > over_s)  # noqa: B023
+                tell(reported, LIES[name], after(LIE_S))
                 assert one_mask(server.pid) == ALL, name
                 fault.over()
                 tell(reported, CALM, lambda: one_mask(server.pid) != ALL)
@@ -63,11 +76,9 @@ def test_figures_that_cannot_be_take_no_core_from_memcached(process_stage: Stage
     assert stage.watchman.left() == []
 
 
-def test_a_latency_that_is_fine_for_want_of_requests_is_no_evidence(process_stage: Stage) -> None:
+def test_a_latency_that_is_fine_for_want_of_requests_is_no_evidence(process_stage: Stage, reported: Path) -> None:
     """The generator has died: what was late is fine, of no request, and memcached is as busy as before."""
     stage, server = process_stage, process_stage.server
-    reported = stage.directory / "mcperf.txt"
-    reported.touch()
     with (
         pressing(server.port) as press,
         stage.begin({"spin": "spin 1"}, "--policy", "reactive", "--latency-from", str(reported)) as run,
@@ -78,8 +89,7 @@ def test_a_latency_that_is_fine_for_want_of_requests_is_no_evidence(process_stag
                 press.put(0.8)
                 tell(reported, LATE, lambda: one_mask(server.pid) == ALL)
                 press.put(1.0)
-                over_s = time.monotonic() + 3 * LIE_S
-                tell(reported, row("50.0", qps="0.0"), lambda: time.monotonic() > over_s)  # noqa: B023
+                tell(reported, row("50.0", qps="0.0"), after(3 * LIE_S))
                 assert one_mask(server.pid) == ALL
                 press.put(0.0)
                 fault.over()

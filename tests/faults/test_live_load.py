@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from colocate.host.cgroup import JobCgroup, make
+from colocate.host.cgroup import JobCgroup
 from colocate.host.control import ask
 from tests.faults import policies
 from tests.faults.press import pressing
@@ -135,8 +135,7 @@ def test_memcached_is_not_there_for_a_while(process_stage: Stage) -> None:
 def test_a_cpuset_around_memcached_is_narrowed_while_it_is_to_have_more(process_stage: Stage) -> None:
     """The kernel gives less than it was asked for, or nothing: the jobs get nothing of it either."""
     stage, server = process_stage, process_stage.server
-    group = make(stage.token)
-    try:
+    with stage.group() as group:
         group.set_cores(frozenset(ALL))
         group.add(server.pid)
         with stage.begin({"spin": "spin 1"}, *SWAY) as run:
@@ -152,9 +151,6 @@ def test_a_cpuset_around_memcached_is_narrowed_while_it_is_to_have_more(process_
                     fault.recovered()
             assert run.end(signal.SIGTERM) == 143
         assert stage.watchman.left() == []
-    finally:
-        server.stop()
-        eventually(group.remove, "the group is gone")
 
 
 def errors(stage: Stage) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from colocate.host.cgroup import directory, make
+from colocate.host.cgroup import directory
 from tests.faults import policies
 from tests.faults.press import pressing
 from tests.faults.stage import Stage
@@ -145,30 +145,30 @@ def test_a_foreign_taskset_is_put_right(stage: Stage) -> None:
 
 @pytest.mark.skipif(not Path("/sys/fs/cgroup/cpuset/tasks").exists(), reason="version 2: its threads have one cpuset")
 def test_one_thread_cannot_have_the_cores_that_the_others_get(process_stage: Stage) -> None:
-    """Pinning succeeds for some threads and not for one: what it has and the jobs stay where they are."""
+    """Pinning succeeds for some threads and not for one: the others are, and it goes with them again once it can."""
     stage, server = process_stage, process_stage.server
-    base, narrow = directory(server.pid, "cpuset"), make(stage.token)
+    base = directory(server.pid, "cpuset")
     assert base is not None
-    assert narrow.cpuset is not None
-    assert narrow.set_cores(frozenset({min(ALL)}))
-    with pressing(server.port) as press, stage.begin({"spin": "spin 1"}, *FOLLOW) as run:
-        run.until("start spin")
-        for thread in sorted(server.tids())[1:] * times(1, 2):
-            with stage.injected(12) as fault:
-                (narrow.cpuset / "tasks").write_text(f"{thread}")
-                press.put(1.0)
-                eventually(lambda: os.sched_getaffinity(server.pid) == ALL, "the others are pinned")
-                time.sleep(0.5)
-                assert os.sched_getaffinity(thread) == {min(ALL)}, "the kernel has refused"
-                (base / "tasks").write_text(f"{thread}")
-                fault.over()
-                eventually(lambda: pinned(server, ALL), "all are pinned")
-                fault.recovered()
-                press.put(0.0)
-                eventually(lambda: pinned(server, {min(ALL)}), "memcached has one core again")
-        assert run.end(signal.SIGTERM) == 143
-    assert stage.watchman.left() == []
-    eventually(narrow.remove, "the group is gone")
+    with stage.group() as narrow:
+        assert narrow.cpuset is not None
+        assert narrow.set_cores(frozenset({min(ALL)}))
+        with pressing(server.port) as press, stage.begin({"spin": "spin 1"}, *FOLLOW) as run:
+            run.until("start spin")
+            for thread in sorted(server.tids())[1:] * times(1, 2):
+                with stage.injected(12) as fault:
+                    (narrow.cpuset / "tasks").write_text(f"{thread}")
+                    press.put(1.0)
+                    eventually(lambda: os.sched_getaffinity(server.pid) == ALL, "the others are pinned")
+                    time.sleep(0.5)
+                    assert os.sched_getaffinity(thread) == {min(ALL)}, "the kernel has refused"
+                    (base / "tasks").write_text(f"{thread}")
+                    fault.over()
+                    eventually(lambda: pinned(server, ALL), "all are pinned")
+                    fault.recovered()
+                    press.put(0.0)
+                    eventually(lambda: pinned(server, {min(ALL)}), "memcached has one core again")
+            assert run.end(signal.SIGTERM) == 143
+        assert stage.watchman.left() == []
 
 
 @contextmanager
