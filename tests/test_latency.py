@@ -192,6 +192,12 @@ def test_the_file_may_appear_later_and_grow(output: Path, reported: Reported) ->
             assert signal.samples >= 1
 
 
+def test_rows_that_come_together_are_of_more_than_one_request(output: Path, reported: Reported) -> None:
+    """As from a generator whose output is buffered: the length of their interval is not known, and need not be."""
+    output.write_text(HEADER + row(288.3) + row(301.5))
+    assert reported.signal().samples >= Slo().least_samples
+
+
 def test_half_a_row_waits_for_its_other_half(output: Path, reported: Reported) -> None:
     output.write_text(HEADER + row(288.3) + row(999.9)[:60])
     assert reported.signal().value == pytest.approx(0.2883)

@@ -23,6 +23,7 @@ _NO_OPERATION = b"mn\r\n"  # memcached's doc/protocol.txt, "Meta No-Op"; one too
 _SO_TIMESTAMPNS = 35  # socket(7); Python names it only from 3.15 on
 _TIMESPEC = struct.Struct("@ll")
 _TAIL = 1 << 16
+_INTERVAL_S = 1.0  # of reported rows, where it cannot be seen: about the shortest that is in use
 
 
 class LatencySource(Protocol):
@@ -251,8 +252,8 @@ class Reported:
             elif (row := parse_row(line)) is not None and math.isfinite(latency_us := getattr(row, self._column)):
                 rows += 1
                 # The rows' interval is not in the file: it is the time from one row to the next, if they come singly.
-                interval_s = written_s - self._last.written_s if rows == 1 else 0.0
-                samples = round(row.qps * interval_s) if math.isfinite(interval_s) else 1
+                interval_s = written_s - self._last.written_s if rows == 1 else math.inf
+                samples = round(row.qps * (interval_s if math.isfinite(interval_s) else _INTERVAL_S))
                 self._before, self._last = self._last, _Reading(latency_us / 1e3, written_s, max(1, samples))
 
 
