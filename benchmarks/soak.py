@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
@@ -227,7 +228,7 @@ def churning() -> Iterator[int]:
     over = threading.Event()
     binary = shutil.which("memcached")
     with private_memcached(2) as (port, pid), tempfile.TemporaryDirectory() as directory:
-        load = Load(4_000, 30_000, 1, duration_s=10**6)
+        load = Load(4_000, 30_000, 1, duration_s=int(2 * RESTART_S))
 
         def churn() -> None:
             server, number = psutil.Process(pid), 0
@@ -245,13 +246,13 @@ def churning() -> Iterator[int]:
                 time.sleep(0.5)
             server.kill()
 
-        thread = threading.Thread(target=churn)
-        thread.start()
-        try:
-            yield port
-        finally:
-            over.set()
-            thread.join(60)
+        with ThreadPoolExecutor(1) as pool:
+            restarts = pool.submit(churn)
+            try:
+                yield port
+            finally:
+                over.set()
+                restarts.result()
 
 
 def main() -> int:
