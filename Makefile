@@ -7,7 +7,7 @@ help:
 	@echo 'make test    set up, then run the linters and the tests'
 	@echo 'make test-vm set up, then run the tests that need systemd and control groups of version 2, in an emulated machine'
 	@echo 'make faults  set up, then inject every fault, simulated (SCHEDULES seeds) and live, and print what held (20 minutes)'
-	@echo 'make soak    set up, then run a million simulated ticks; SOAK_S=3600: one live hour; fails if anything grows'
+	@echo 'make soak    set up, then run a million simulated ticks, or SOAK_S=3600 one hour live; fails if anything grows'
 	@echo 'make fuzz    set up, then look for texts that the parsers of logs and of mcperf fail on (FUZZ_S seconds for each)'
 	@echo 'make bench   set up, then measure what the controller costs, how fast it acts and how true the model is'
 	@echo 'make bench-live      set up, then compare policies on this machine, a quiet one with two cores (13 minutes)'
@@ -34,7 +34,7 @@ faults: setup
 	FAULTS=1 SCHEDULES=$(SCHEDULES) .venv/bin/pytest -q tests/faults
 
 soak: setup
-	.venv/bin/python benchmarks/soak.py $(if $(SOAK_S),--live $(SOAK_S))
+	.venv/bin/python benchmarks/soak.py $(if $(SOAK_S),--live $(SOAK_S) $(if $(SOAK_RUNTIME),--runtime $(SOAK_RUNTIME)))
 
 # FUZZ_S=SECONDS for each of the two parsers; RUNS=DIR: recorded runs to begin with
 FUZZ_S ?= 60

@@ -1,18 +1,19 @@
 """Whether anything grows over a million ticks or an hour: memory, descriptors, threads, objects, the time of a tick.
 
     .venv/bin/python benchmarks/soak.py [--ticks 1000000] [--seconds S]   # the simulated machine, as fast as it goes
-    .venv/bin/python benchmarks/soak.py --live 3600                       # this machine: memcached and jobs of its own
+    .venv/bin/python benchmarks/soak.py --live 3600 [--runtime docker]    # this machine: memcached and jobs of its own
 
 Simulated: three quarters of the ticks are one run, the rest are runs of seconds, one after the other in this process.
 In each a job dies every second and is started again, the load flaps at the threshold between one core and two, and
-memcached restarts every minute. Live: the real loop on a private memcached and plain processes that end after a second;
-the load flaps, memcached is killed and comes back every minute.
+memcached restarts every minute. Live: the real loop on a private memcached under a load that flaps; memcached is killed
+and comes back every minute; jobs are plain processes that end after a second, or with --runtime docker the
+demonstration's, of which one is killed every second.
 
 Exit code 1 if, after the warm-up, resident memory grows by more than 1 MB an hour by least squares (simulated: in the
 72,000 ticks of an hour) and by more than 1 MB in all, so that a short soak is not judged by the allocator's grain; or
-if the last third has more descriptors or threads at most than the first. The warm-up is the first tenth (20,000
-ticks at least), with --seconds 20,000 ticks, live the first minute. The drift of the tick's time is shown and not
-judged: it tells of the machine, too.
+if the last third has more descriptors or threads than the first, both at least and at most. The warm-up is the first
+tenth (20,000 ticks at least), with --seconds 20,000 ticks, live the first minute. The drift of the tick's time is shown
+and not judged: it tells of the machine, too.
 """
 
 from __future__ import annotations
@@ -27,21 +28,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from typing import get_args
 
+import docker
 import psutil
 
 from colocate.controller import Controller
 from colocate.cores import parse_ranges
 from colocate.demo import IP, Load, background_load, private_memcached
 from colocate.eventlog import SchedulerLogger
+from colocate.host.engine import RUN_LABEL
 from colocate.loop import run
 from colocate.metrics import MetricsWriter
 from colocate.policy import load_policy
-from colocate.session import Settings, session
+from colocate.session import RuntimeName, Settings, session
 from colocate.sim.host import SimHost
 from colocate.sim.run import BEGIN, Setup
 from colocate.sim.traces import Trace
@@ -116,10 +121,10 @@ def judge(name: str, samples: Sequence[Sample], *, live: bool) -> bool:
     third = max(1, len(samples) // 3)
     first, last = (statistics.median(s.tick_us for s in part) for part in (samples[:third], samples[-third:]))
     begin, end = samples[0], samples[-1]
-    more = {  # a job that happens to run has some of its own
-        what: max(getattr(s, what) for s in samples[-third:]) - max(getattr(s, what) for s in samples[:third])
-        for what in ("descriptors", "threads")
-    }
+    more = {}
+    for what in ("descriptors", "threads"):  # a job that happens to run has some of its own; what is kept, stays
+        before, after = ([getattr(s, what) for s in part] for part in (samples[:third], samples[-third:]))
+        more[what] = min(max(after) - max(before), min(after) - min(before))
     print(
         f"{name}: {slope:+.3f} MB an hour{'' if live else ' of ticks'}, {end.rss_mb - begin.rss_mb:+.2f} MB in all,"
         f" {more['descriptors']:+} descriptors, {more['threads']:+} threads,"
@@ -196,25 +201,29 @@ def one_run(chosen: Setup, policy: str, directory: Path, sampler: Sampler, inter
     )  # fmt: skip
 
 
-def live(seconds: float, policy: str) -> bool:
+def live(seconds: float, policy: str, runtime: RuntimeName) -> bool:
     """The real loop for so long; whether nothing grew."""
     sampler = Sampler(max(1, int(seconds * 20 / SAMPLES)))
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (directory / "jobs.toml").write_text(
+        short = directory / "jobs.toml"
+        short.write_text(
             "".join(
                 f'[[job]]\nname = "{name}"\nimage = "nothing:1"\n'
                 'command = ["timeout", "1", "sh", "-c", "while :; do :; done"]\n'
                 for name in ("one", "two", "three")
             )
         )
-        port = stack.enter_context(churning())
+        port, pid = stack.enter_context(private_memcached(2))
+        stack.enter_context(beside(partial(flap_and_restart, port, pid, directory)))
         settings = Settings(
-            IP, port, policy=policy, jobs=str(directory / "jobs.toml"), duration_s=seconds, runtime="process",
-            log_dir=directory / "logs", state_dir=directory / "state", retries=1 << 60,
+            IP, port, policy=policy, jobs="demo" if runtime == "docker" else str(short), duration_s=seconds,
+            runtime=runtime, log_dir=directory / "logs", state_dir=directory / "state", retries=1 << 60,
             cores=parse_ranges("0-1"),
         )  # fmt: skip
         opened = stack.enter_context(session(settings))
+        if runtime == "docker":
+            stack.enter_context(beside(partial(kill_containers, opened.run_id)))
         ending = opened.run(show=lambda _: sampler.tick())
         told = {name: job.failures for name, job in opened.controller.jobs.items()}
         print(f"ended: {ending.why}; jobs started again: {told}; counted: {dict(opened.controller.counts)}")
@@ -223,36 +232,46 @@ def live(seconds: float, policy: str) -> bool:
 
 
 @contextmanager
-def churning() -> Iterator[int]:
-    """A memcached of our own under a load that flaps, killed and started anew every minute; its port."""
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Work in a thread until the event is set at the end; what it raised is raised here."""
     over = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work, over)
+        try:
+            yield
+        finally:
+            over.set()
+            done.result()
+
+
+def flap_and_restart(port: int, pid: int, directory: Path, over: threading.Event) -> None:
+    """A load that flaps, on a memcached that is killed and started anew every minute."""
     binary = shutil.which("memcached")
-    with private_memcached(2) as (port, pid), tempfile.TemporaryDirectory() as directory:
-        load = Load(4_000, 30_000, 1, duration_s=int(2 * RESTART_S))
+    load = Load(4_000, 30_000, 1, duration_s=int(2 * RESTART_S))
+    server, number = psutil.Process(pid), 0
+    while not over.is_set():
+        number += 1
+        with background_load(port, load, directory / f"load{number}.txt", cpu=None):
+            over.wait(RESTART_S)
+        if over.is_set():
+            break
+        server.kill()
+        server.wait(10)
+        time.sleep(1.0)
+        user = ["-u", "nobody"] if psutil.Process().uids().effective == 0 else []
+        server = psutil.Popen([str(binary), "-l", IP, "-p", str(port), "-U", "0", "-t", "2", *user])
+        time.sleep(0.5)
+    server.kill()
 
-        def churn() -> None:
-            server, number = psutil.Process(pid), 0
-            while not over.is_set():
-                number += 1
-                with background_load(port, load, Path(directory) / f"load{number}.txt", cpu=None):
-                    over.wait(RESTART_S)
-                if over.is_set():
-                    break
-                server.kill()
-                server.wait(10)
-                time.sleep(1.0)
-                user = ["-u", "nobody"] if psutil.Process().uids().effective == 0 else []
-                server = psutil.Popen([str(binary), "-l", IP, "-p", str(port), "-U", "0", "-t", "2", *user])
-                time.sleep(0.5)
-            server.kill()
 
-        with ThreadPoolExecutor(1) as pool:
-            restarts = pool.submit(churn)
-            try:
-                yield port
-            finally:
-                over.set()
-                restarts.result()
+def kill_containers(run_id: str, over: threading.Event) -> None:
+    """Every second, one of the run's containers is killed by somebody else."""
+    with closing(docker.from_env()) as client:
+        while not over.wait(CHURN_S):
+            running = client.containers.list(filters={"label": f"{RUN_LABEL}={run_id}"})
+            for container in running[:1]:
+                with suppress(docker.errors.APIError):  # it may have ended, or may be paused
+                    container.kill()
 
 
 def main() -> int:
@@ -261,9 +280,11 @@ def main() -> int:
     parser.add_argument("--ticks", type=int, default=1_000_000, help="of the simulated machine (%(default)s)")
     parser.add_argument("--seconds", type=float, help="end after so many, although ticks are left")
     parser.add_argument("--live", type=float, metavar="SECONDS", help="on this machine instead")
+    parser.add_argument("--runtime", choices=get_args(RuntimeName), default="process", help="live (%(default)s)")
     parser.add_argument("--policy", default="share", help="the policy (%(default)s)")
     args = parser.parse_args()
-    flat = live(args.live, args.policy) if args.live else simulated(args.ticks, args.seconds, args.policy)
+    simulate = args.live is None
+    flat = simulated(args.ticks, args.seconds, args.policy) if simulate else live(args.live, args.policy, args.runtime)
     print("flat" if flat else "something grows")
     return 0 if flat else 1
 

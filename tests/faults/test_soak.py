@@ -30,6 +30,14 @@ def test_nothing_grows_however_many_ticks_jobs_and_restarts_there_are(ledger, no
     assert samples
 
 
+@pytest.mark.parametrize("runtime", ["docker", "process"])
+def test_the_live_soak_goes_on_to_its_end_whatever_dies_in_it(runtime):
+    argv = [sys.executable, SOAK, "--live", "5", "--runtime", runtime]
+    soaked = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert "ended: duration" in soaked.stdout
+    assert soaked.stderr == ""
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_hundreds_of_jobs_all_finish(policy, tmp_path, ledger):
     setup = World(1, Schedule(), tmp_path / "unused").setup
