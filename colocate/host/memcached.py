@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import subprocess
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -51,14 +52,21 @@ class ServiceAffinity:
         self._root = root
         self._sudo = tuple(sudo)
         self._exit: select.poll | None = None
+        self._over = False
         self.original = dict(self._now() if original is None else original)
-        if root == Path("/"):
-            self._exit = _exit_of(process)
+        pidfd = _pidfd_of(process) if root == Path("/") else None
+        if pidfd is not None:
+            self._exit = select.poll()
+            self._exit.register(pidfd, select.POLLIN)
+            self._release = weakref.finalize(self, os.close, pidfd)
 
     def alive(self) -> bool:
         """Whether that very process is still there; asked at every tick, so by a pidfd where that is possible."""
-        if self._exit is not None:
-            return not self._exit.poll(0)
+        if self._exit is not None and self._exit.poll(0):
+            self._over, self._exit = True, None
+            self._release()
+        if self._exit is not None or self._over:
+            return not self._over
         return procfs.start_ticks(self.process.pid, self._root) == self.process.start_ticks
 
     def masks(self) -> frozenset[CoreSet]:
@@ -197,11 +205,8 @@ class ServiceAffinity:
             return False
 
 
-def _exit_of(process: ServiceProcess) -> select.poll | None:
-    """Polls readable once that very process has ended (pidfd_open(2)); None if it is not there, or cannot be watched.
-
-    The descriptor lives as long as the poll object is needed, which is the life of this program.
-    """
+def _pidfd_of(process: ServiceProcess) -> int | None:
+    """Readable once that very process has ended (pidfd_open(2)); None if it is not there, or cannot be watched."""
     try:
         fd = os.pidfd_open(process.pid)
     except OSError:
@@ -209,9 +214,7 @@ def _exit_of(process: ServiceProcess) -> select.poll | None:
     if procfs.start_ticks(process.pid) != process.start_ticks:  # checked once the descriptor is tied to it
         os.close(fd)
         return None
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return poll
+    return fd
 
 
 def restore_from(data: Mapping[str, object], root: Path = Path("/")) -> int:

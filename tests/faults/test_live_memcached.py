@@ -33,17 +33,24 @@ def pinned(server: Memcached, cores: set[int]) -> bool:
     return all(mask == cores for mask in found)
 
 
+def pidfds(pid: int) -> int:
+    """How many processes it watches."""
+    return sum(str(fd.readlink()) == "anon_inode:[pidfd]" for fd in Path(f"/proc/{pid}/fd").iterdir())
+
+
 def test_memcached_is_killed_and_restarted_under_load(stage: Stage) -> None:
     server = stage.server
     with pressing(server.port, 0.2), stage.begin({"spin": "spin 1"}) as run:
         run.until("start spin")
         (held,) = {frozenset(os.sched_getaffinity(tid)) for tid in server.tids()}
+        watched = pidfds(run.process.pid)
         for _ in range(times(2, 6)):
             with stage.injected(4) as fault:
                 server.restart()
                 fault.over()
                 eventually(lambda: pinned(server, held), "the new one is pinned")
                 fault.recovered()
+        eventually(lambda: pidfds(run.process.pid) == watched, "those that have died are watched no longer")
         assert run.end(signal.SIGTERM) == 143
     assert f"restarted, now pid {server.pid}".replace(" ", "+").replace(",", "%2C") in run.log
     assert stage.watchman.left() == []
