@@ -30,7 +30,7 @@ from colocate.host.memcached import ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.processes import ProcessRuntime
 from colocate.host.runtime import Progress, Runtime
-from colocate.host.state import Lock, Saved, StateFile, boot_id, default_directory, default_lock
+from colocate.host.state import Saved, StateFile, boot_id, default_directory, lock_for
 from colocate.host.statistics import Statistics
 from colocate.host.trial import Trials
 from colocate.jobs import JobSpec, load_catalogue
@@ -309,7 +309,7 @@ def calibrator(settings: CalibrationSettings, progress: Progress = lambda _what,
     topology = read_topology()
     if len(topology.cores) < 2:
         raise UserError("one core: there is none for the load generator", "calibrate a machine with two or more")
-    lock = Lock(settings.state_dir / "lock" if settings.state_dir else default_lock())
+    lock = lock_for(settings.state_dir, settings.port)
     lock.acquire()
     try:
         state = StateFile(settings.state_dir or default_directory())
@@ -329,8 +329,11 @@ def calibrator(settings: CalibrationSettings, progress: Progress = lambda _what,
             yield Calibrator(todo, warnings, settings, jobs, topology, service, target, Trials(runtime, rung), monitor)
         finally:
             monitor.close()
-            service.restore()
-            if not runtime.close("stop", _CLOSE_S):
+            try:
+                service.restore()
+            finally:
+                problems = runtime.close("stop", _CLOSE_S)
+            if not problems:
                 state.clear()
     finally:
         lock.release()

@@ -95,7 +95,7 @@ def background_load(port: int, load: Load, output: Path, *, cpu: int | None) -> 
         UserError: it ended at once; says what it said.
     """
     argv = [
-        sys.executable, "-m", "colocate", "load", "-s", f"{IP}:{port}", "-t", str(load.duration_s),
+        sys.executable, "-P", "-m", "colocate", "load", "-s", f"{IP}:{port}", "-t", str(load.duration_s),
         "--qps-min", str(load.qps_min), "--qps-max", str(load.qps_max), "--qps-interval", str(load.interval_s),
         "--qps-seed", str(load.seed), "--output", str(output), "--realtime",
     ]  # fmt: skip

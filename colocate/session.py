@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from colocate.eventlog import SchedulerLogger, parse
 from colocate.host.cgroup import JobCgroup
 from colocate.host.containers import ContainerRuntime
 from colocate.host.find import find, local_address
+from colocate.host.guard import LOG as GUARD_LOG
 from colocate.host.guard import Guard
 from colocate.host.latency import LatencySource, Probe, Reported
 from colocate.host.live import Doorbell, LiveHost, Service
@@ -37,7 +38,7 @@ from colocate.host.restore import restore
 from colocate.host.runtime import Progress, Runtime
 from colocate.host.sharing import Sharing
 from colocate.host.sharing_proof import Verdict, arrange
-from colocate.host.state import Lock, Saved, StateFile, boot_id, default_directory, default_lock
+from colocate.host.state import Saved, StateFile, boot_id, default_directory, lock_for
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobState, load_catalogue
 from colocate.loop import Ending, run
@@ -223,7 +224,7 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
     _check_latency_file(settings.latency_from)
 
     state = StateFile(settings.state_dir or default_directory())
-    lock = Lock(settings.state_dir / "lock" if settings.state_dir else default_lock())
+    lock = lock_for(settings.state_dir, settings.port)
     guard: Guard | None = None
     if not settings.dry_run:
         lock.acquire()
@@ -241,13 +242,16 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
 
         guard = _guard(settings, state.path.parent, lock.path, saved.run)
 
+        def save(changed: Saved) -> None:
+            nonlocal saved
+            saved = changed
+            state.write(saved)
+
         def remember(of: ServiceAffinity) -> None:
-            state.write(replace(saved, service=of.to_json()))
+            save(replace(saved, service=of.to_json()))
 
         def remember_groups(groups: tuple[str, ...]) -> None:
-            nonlocal saved
-            saved = replace(saved, groups=groups)
-            state.write(saved)
+            save(replace(saved, groups=groups))
 
         sharing = None
         try:
@@ -282,16 +286,21 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             )  # fmt: skip
             log = SchedulerLogger(settings.log_dir)
             log.custom_event("scheduler", str(verdict))
-            saved = replace(saved, log=str(log.path.absolute()))
             if not settings.dry_run:
-                remember(affinity)
+                save(replace(saved, log=str(log.path.absolute())))
             metrics = MetricsWriter(metrics_path(log.path))
             metrics.write(first_record("live", asdict(settings), topology.cores, settings.slo, sharing=asdict(verdict)))
+            if guard is not None and not guard.alive:
+                sys.stderr.write(f"colocate: warning: no guard: it has died; see {state.path.parent / GUARD_LOG}\n")
             pid = guard.pid if guard else None
             yield Session(settings, host, controller, log, metrics, doorbell, verdict, saved.run, pid)
         finally:
-            if not host.close(settings.on_exit) and not settings.dry_run:
-                state.clear()
+            problems = host.close(settings.on_exit)
+            if not settings.dry_run:
+                if not problems:
+                    state.clear()
+                elif settings.on_exit != "stop":  # what is still to be put back is not the jobs
+                    save(replace(saved, keeps_jobs=True))
     finally:
         if guard is not None:
             guard.end(all_is_back=not state.path.exists())
@@ -379,7 +388,8 @@ def signals(ring: Callable[[], None] = lambda: None) -> Iterator[Callable[[], in
 
     def handler(number: int, _frame: FrameType | None) -> None:
         if got:
-            sys.stderr.write("colocate: already ending: jobs and cores are being put back\n")
+            with suppress(OSError, ValueError):  # past its buffer, which may be in use; whoever reads it may be gone
+                os.write(sys.stderr.fileno(), b"colocate: already ending: jobs and cores are being put back\n")
         got.append(number)
         ring()
 

@@ -26,7 +26,7 @@ def read_trusted(path: Path) -> bytes:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        if why := _distrust(os.fstat(file.fileno())):
+        if why := _distrust(os.fstat(file.fileno()), file.fileno()):
             raise UserError(f"{path}: {why[0]}, so it is not obeyed", f"{why[1]} {path}")
         return file.read()
 
@@ -38,19 +38,21 @@ def check_directory(path: Path) -> None:
         UserError: somebody else can write in it, also where each may only remove what is his own (`/tmp`).
     """
     try:
-        why = _distrust(path.stat())
+        why = _distrust(path.stat(), path)
     except OSError:  # not there yet, or not to be seen: whoever uses it will say so
         return
     if why:
         raise UserError(f"{path}: {why[0]}", "give a directory of your own, or leave that to its default")
 
 
-def _distrust(of: os.stat_result) -> tuple[str, str] | None:
+def _distrust(of: os.stat_result, file: int | Path) -> tuple[str, str] | None:
     """Why a file is not obeyed, and the command that mends it."""
     if of.st_uid not in _trusted():
         return f"it belongs to {_user(of.st_uid)}", f"check it, then chown {_user(os.geteuid())}"
     if of.st_mode & stat.S_IWOTH:
         return "everybody can write it", "check it, then chmod go-w"
+    if of.st_mode & stat.S_IWGRP and _has_acl(file):  # then these bits are the list's mask (acl(5))
+        return "its access control list may let others write it", "check it, then setfacl -b"
     if of.st_mode & stat.S_IWGRP and not _is_private(of.st_gid, of.st_uid):
         return f"the group {_group(of.st_gid)} can write it", "check it, then chmod go-w"
     return None
@@ -65,13 +67,21 @@ def _trusted() -> set[int]:
     return trusted
 
 
+def _has_acl(file: int | Path) -> bool:
+    try:
+        return bool(os.getxattr(file, "system.posix_acl_access"))
+    except OSError:
+        return False
+
+
 def _is_private(gid: int, uid: int) -> bool:
-    """Whether a group is one user's own: named as the user is, and nobody else is in it."""
+    """Whether a group is one user's own: named as the user is, and nobody else is in it, or begins in it."""
     try:
         user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
     except KeyError:
         return False
-    return (group.gr_gid, group.gr_name) == (user.pw_gid, user.pw_name) and set(group.gr_mem) <= {user.pw_name}
+    members = {*group.gr_mem, *(other.pw_name for other in pwd.getpwall() if other.pw_gid == gid)}
+    return (group.gr_gid, group.gr_name) == (user.pw_gid, user.pw_name) and members <= {user.pw_name}
 
 
 def _user(uid: int) -> str:

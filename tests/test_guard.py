@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import docker
@@ -79,6 +82,37 @@ def test_a_controller_that_hangs_is_left_alone_and_goes_on(
         assert not psutil.pid_exists(guard.pid)
 
 
+def test_it_waits_for_the_lock_that_somebody_else_has_meanwhile(
+    tmp_path: Path, server: Memcached, spinning: list[str], docker_client: docker.DockerClient
+) -> None:
+    """Another user's run, a `restore` that fails for want of an engine: none of them puts back what is this run's."""
+    before, original = containers(docker_client), masks(server.pid)
+    with running(tmp_path, server, *spinning) as run, (tmp_path / "state/lock").open() as lock:
+        run.until("start spin")
+        queue = threading.Thread(target=fcntl.flock, args=(lock, fcntl.LOCK_EX))
+        queue.start()
+        run.process.kill()
+        run.process.wait()
+        queue.join()
+        time.sleep(1.5)  # at least once in that time the guard asks for the lock, and may not have it
+        assert (tmp_path / "state/state.json").exists() or containers(docker_client) == before
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        eventually(lambda: not (tmp_path / "state/state.json").exists(), "the guard puts back all the same")
+    assert (containers(docker_client), masks(server.pid)) == (before, original)
+
+
+def test_no_code_beside_the_user_is_run_as_the_user(tmp_path: Path, server: Memcached, spinning: list[str]) -> None:
+    (tmp_path / "select.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
+    original = masks(server.pid)
+    with running(tmp_path, server, *spinning, program=("-P", "-m", "colocate")) as run:
+        run.until("start spin")
+        run.process.kill()
+        run.process.wait()
+        eventually(lambda: not (tmp_path / "state/state.json").exists(), "the guard has put all back")
+    assert masks(server.pid) == original
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_ends_in_order_takes_its_guard_with_it(
     tmp_path: Path, server: Memcached, spinning: list[str]
 ) -> None:
@@ -110,6 +144,11 @@ def test_without_a_guard_status_tells_what_is_left_until_it_is_put_back(
         assert "no guard" in text
         run.process.kill()
         run.process.wait()
+    with (tmp_path / "state/lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        held = colocate("status", *state, cwd=tmp_path)
+    assert (held.returncode, "does not answer" in held.stdout) == (0, True)
+    assert f"pid {os.getpid()} holds" in held.stdout
     left = colocate("status", *state, cwd=tmp_path)
     assert left.returncode == 1
     assert told["run"] in left.stdout

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import secrets
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import docker
 import pytest
 
+from colocate.eventlog import SchedulerLogger
+from colocate.host.control import ask
 from colocate.host.engine import CALL_TIMEOUT_S, RUN_LABEL
-from colocate.host.restore import remove_containers
+from colocate.host.restore import remove_containers, restore
+from colocate.host.state import Saved, StateFile, boot_id
 from tests.faults.engine import proxied
+from tests.live import catalogue, colocate, running
+from tests.memcached_fixture import running_memcached
 
 
 @pytest.fixture
@@ -22,16 +32,92 @@ def slow_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("slow_engine")
-def test_a_slow_removal_is_waited_for(docker_client: docker.DockerClient, behave_image: str) -> None:
+@contextmanager
+def leftover(client: docker.DockerClient, image: str) -> Iterator[tuple[str, str, Callable[[], bool]]]:
+    """A container of a run: the run's id, its name, and whether it is there."""
     run_id = f"test-{secrets.token_hex(4)}"
     name = f"colocate-{run_id}-job"
     labels = {RUN_LABEL: run_id, "colocate.job": "job"}
-    made = docker_client.api.create_container(behave_image, ["/behave", "exit", "0", "0"], name=name, labels=labels)
+    made = client.api.create_container(image, ["/behave", "exit", "0", "0"], name=name, labels=labels)
+
+    def there() -> bool:
+        return bool(client.api.containers(all=True, filters={"id": made["Id"]}))
+
     try:
-        assert remove_containers(run_id) == ([f"container {name} removed"], [])
+        yield run_id, name, there
     finally:
-        left = docker_client.api.containers(all=True, filters={"id": made["Id"]})
-        if left:
-            docker_client.api.remove_container(made["Id"], force=True)
-    assert left == []
+        if there():
+            client.api.remove_container(made["Id"], force=True)
+
+
+@pytest.mark.usefixtures("slow_engine")
+def test_a_slow_removal_is_waited_for(docker_client: docker.DockerClient, behave_image: str) -> None:
+    with leftover(docker_client, behave_image) as (run_id, name, there):
+        assert remove_containers(run_id) == ([f"container {name} removed"], [])
+        assert not there()
+
+
+def saved(run: str, log: Path, *, keeps_jobs: bool = False) -> Saved:
+    """State of a run whose memcached has ended."""
+    gone = {"pid": os.getpid(), "start_ticks": 1, "masks": {str(os.getpid()): "0"}}
+    return Saved(run, boot_id(), "docker", str(log), gone, keeps_jobs=keeps_jobs)
+
+
+def test_jobs_that_were_to_be_left_are_left(
+    docker_client: docker.DockerClient, behave_image: str, tmp_path: Path
+) -> None:
+    with leftover(docker_client, behave_image) as (run_id, name, there):
+        assert restore(saved(run_id, tmp_path / "none", keeps_jobs=True)) == (["that memcached has ended"], [])
+        assert there()
+        done, failed = restore(saved(run_id, tmp_path / "none"))
+        assert f"container {name} removed" in done
+        assert (there(), failed) == (False, [])
+
+
+def test_a_log_is_closed_whatever_its_last_line_is(tmp_path: Path) -> None:
+    log = SchedulerLogger(tmp_path)
+    log.custom_event("scheduler", "it begins")
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole + b"2026-11-26T01:02:03 custom one \xff\xfe")
+    done, failed = restore(saved("none", log.path))
+    assert (done, failed) == (["that memcached has ended", f"{log.path} closed"], [])
+    closed = log.path.read_bytes()
+    assert closed.startswith(whole)
+    assert closed.endswith(b" end scheduler\n")
+    assert b"\xff" not in closed
+    assert restore(saved("none", log.path))[0] == ["that memcached has ended"], "once is enough"
+
+
+def test_a_log_on_a_full_disk_keeps_its_lines_and_holds_nothing_up(tmp_path: Path) -> None:
+    log = SchedulerLogger(tmp_path)
+    whole = log.path.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole), before[1]))
+    try:
+        done, failed = restore(saved("none", log.path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (done, failed) == (["that memcached has ended", f"{log.path} has no last line: File too large"], [])
+    assert log.path.read_bytes() == whole
+
+
+def test_a_run_that_could_not_put_all_back_leaves_its_jobs_if_it_was_to(
+    tmp_path: Path, docker_client: docker.DockerClient, behave_image: str
+) -> None:
+    jobs = catalogue(tmp_path / "jobs.toml", behave_image, {"spin": "/behave spin 1"})
+    with running_memcached() as server, proxied() as engine:
+        arguments = ("--jobs", str(jobs), "--policy", "static", "--no-share", "--on-exit", "pause", "--no-guard")
+        with running(tmp_path, server, *arguments, env={"DOCKER_HOST": engine.url}) as run:
+            run.until("start spin")
+            run_id = ask(tmp_path / "state", {"request": "status"})["run"]
+            engine.broken = True
+            assert run.end(signal.SIGTERM) == 143
+    filters = {"label": f"{RUN_LABEL}={run_id}"}
+    try:
+        left = StateFile(tmp_path / "state").read()
+        assert left is None or left.keeps_jobs
+        assert colocate("restore", "--state-dir", str(tmp_path / "state"), cwd=tmp_path).returncode == 0
+        assert len(docker_client.api.containers(all=True, filters=filters)) == 1
+    finally:
+        for one in docker_client.api.containers(all=True, filters=filters):
+            docker_client.api.remove_container(one["Id"], force=True)

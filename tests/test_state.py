@@ -1,13 +1,15 @@
-import json
+import errno
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from colocate.errors import UserError
-from colocate.host.state import Lock, Saved, StateFile, boot_id
+from colocate.host.state import Lock, Saved, StateFile, boot_id, lock_for
 
 SAVED = Saved("run1", boot_id(), "docker", "logs/log1.txt", {"pid": 7, "start_ticks": 9, "masks": {"7": "0-3"}})
 
@@ -23,17 +25,43 @@ def test_what_is_saved_is_read_again(tmp_path):
     assert state.read() is None
 
 
-def test_a_file_of_before_there_were_groups_is_read(tmp_path):
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077])
+def test_whatever_the_umask_the_file_is_of_its_owner_alone_and_read_again(tmp_path, umask):
     state = StateFile(tmp_path)
-    state.write(replace(SAVED, groups=("/sys/fs/cgroup/cpu/colocate-run1",)))
-    assert state.read().groups == ("/sys/fs/cgroup/cpu/colocate-run1",)
-    old = json.loads(state.path.read_text())
-    del old["groups"]
-    state.path.write_text(json.dumps(old))
+    state.path.with_suffix(".new").write_text("left by a crash")
+    before = os.umask(umask)
+    try:
+        state.write(SAVED)
+    finally:
+        os.umask(before)
+    assert state.path.stat().st_mode & 0o777 == 0o600
     assert state.read() == SAVED
 
 
-CORRUPT = ["", "{", "[]", "null", '{"version": 99}', '{"version": 1}', '{"version": 1, "run": 2']
+def test_a_bit_that_flips_is_noticed_wherever_it_is(tmp_path, capsys):
+    state = StateFile(tmp_path)
+    state.write(replace(SAVED, groups=("/sys/fs/cgroup/cpu/colocate-run1",), keeps_jobs=True))
+    written = state.path.read_bytes()
+    assert state.read().keeps_jobs
+    for bit in range(0, 8 * len(written), 3):
+        flipped = bytearray(written)
+        flipped[bit // 8] ^= 1 << bit % 8
+        state.path.write_bytes(flipped)
+        assert state.read() is None, bytes(flipped)
+    assert "checksum" in capsys.readouterr().err
+
+
+def test_a_file_that_this_user_may_not_read_is_left_where_it_is(tmp_path, monkeypatch):
+    state = StateFile(tmp_path)
+    state.write(SAVED)
+    monkeypatch.setattr(Path, "open", Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(UserError, match="as root"):
+        state.read()
+    monkeypatch.undo()
+    assert state.read() == SAVED
+
+
+CORRUPT = ["", "{", "[]", "null", '{"version": 99}', '{"version": 2}', '{"version": 2, "run": 2']
 
 
 @pytest.mark.parametrize("text", CORRUPT)
@@ -76,5 +104,21 @@ def test_one_controller_a_machine(tmp_path):
     lock = Lock(path)
     lock.acquire()
     assert path.read_text() == f"{os.getpid()}\n"
+    assert Lock(path).holder() == os.getpid()
     lock.release()
     lock.release()
+    assert Lock(path).holder() is None
+
+
+def test_one_controller_a_memcached_wherever_their_state_lies(tmp_path):
+    first, second = (lock_for(tmp_path / name, port) for name, port in (("one", 4711), ("two", 4711)))
+    first.acquire()
+    with pytest.raises(UserError, match="port 4711"):
+        second.acquire()
+    assert second.holder() is None, "what was taken on the way is given up"
+    elsewhere = lock_for(tmp_path / "two", 4712)
+    elsewhere.acquire()
+    first.release()
+    elsewhere.release()
+    second.acquire()
+    second.release()

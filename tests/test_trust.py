@@ -2,7 +2,9 @@
 
 import json
 import os
+import pwd
 import py_compile
+import struct
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,27 @@ def test_what_only_its_owner_can_write_is_obeyed(tmp_path, mode):
 def test_what_everybody_can_write_is_not(tmp_path, mode):
     with pytest.raises(UserError, match=r"file: everybody can write it.*chmod go-w .*file"):
         read_trusted(written(tmp_path / "file", "a = 1\n", mode))
+
+
+def test_what_a_private_group_can_write_is_obeyed_and_what_an_access_control_list_adds_is_not(tmp_path):
+    path = written(tmp_path / "file", "a = 1\n", 0o660)  # the tests' user is root, as is its group
+    assert read_trusted(path) == b"a = 1\n"
+    nobody, none = 65534, 0xFFFFFFFF
+    entries = ((0x01, 6, none), (0x02, 6, nobody), (0x04, 0, none), (0x10, 6, none), (0x20, 0, none))  # acl(5)
+    listed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(path, "system.posix_acl_access", listed)
+    assert path.stat().st_mode & 0o777 == 0o660
+    with pytest.raises(UserError, match=r"access control list .*setfacl -b .*file"):
+        read_trusted(path)
+
+
+def test_a_group_in_which_another_user_begins_is_not_private(tmp_path, monkeypatch):
+    path = written(tmp_path / "file", "a = 1\n", 0o660)
+    me = pwd.getpwuid(os.geteuid())
+    other = pwd.struct_passwd(("other", "x", 4711, me.pw_gid, "", "/", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwall", lambda: [me, other])
+    with pytest.raises(UserError, match=r"the group .* can write it"):
+        read_trusted(path)
 
 
 def test_a_link_is_as_good_as_what_it_leads_to(tmp_path):

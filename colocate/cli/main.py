@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -84,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that what is open is closed; a run has handlers of its own
         signal.signal(number, _leave)
+    if sys.stderr is None:  # closed (`2>&-`): what is opened next must not get its number, and our warnings with it
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 -- to the end
     if isinstance(sys.stdout, io.TextIOWrapper):  # no log's text ends a command because a terminal lacks a sign
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
+from colocate.cli import options
 from colocate.host.restore import remove_containers, restore
-from colocate.host.state import Lock, StateFile, default_directory, default_lock
+from colocate.host.state import StateFile, default_directory, lock_for
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,6 +23,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--all", action="store_true", help="also remove containers of runs that left no state file")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="as given to the run")
+    parser.add_argument(
+        "--wait", type=options.seconds, default=0.0, metavar="TIME", help="go on trying for so long (not at all)"
+    )
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.set_defaults(run=restore_command)
 
@@ -28,17 +33,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def restore_command(args: argparse.Namespace) -> int:
     """Restore; one line for each thing done, and for each that failed."""
     state = StateFile(args.state_dir or default_directory())
-    lock = Lock(args.state_dir / "lock" if args.state_dir else default_lock())
+    lock = lock_for(args.state_dir)
     lock.acquire()
     try:
-        saved = state.read()
-        done, failed = restore(saved) if saved else ([], [])
-        if args.all:
-            more_done, more_failed = remove_containers(None)
-            done += more_done
-            failed += more_failed
-        if not failed:
-            state.clear()
+        end_s = time.monotonic() + args.wait
+        done, failed = _restored(state, everything=args.all)
+        while failed and time.monotonic() < end_s:
+            time.sleep(1.0)
+            more, failed = _restored(state, everything=args.all)
+            done += [line for line in more if line not in done]
     finally:
         lock.release()
     if args.json:
@@ -49,3 +52,16 @@ def restore_command(args: argparse.Namespace) -> int:
         for line in failed:
             sys.stderr.write(f"colocate: not put back: {line}\n")
     return 1 if failed else 0
+
+
+def _restored(state: StateFile, *, everything: bool) -> tuple[list[str], list[str]]:
+    """What was put back, and what could not be; one line each."""
+    saved = state.read()
+    done, failed = restore(saved) if saved else ([], [])
+    if everything:
+        more_done, more_failed = remove_containers(None)
+        done += more_done
+        failed += more_failed
+    if not failed:
+        state.clear()
+    return done, failed

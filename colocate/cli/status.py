@@ -12,7 +12,7 @@ from typing import Any
 from colocate.cores import format_list
 from colocate.errors import UserError
 from colocate.host.control import ask
-from colocate.host.state import Saved, StateFile, default_directory
+from colocate.host.state import Saved, StateFile, default_directory, lock_for
 from colocate.report.summary import to_json
 
 _EPILOG = """\
@@ -20,7 +20,8 @@ examples:
   colocate status           the run in progress: memcached's and the jobs' cores, and the guard that would put them back
   colocate status --json    the same for scripts
 
-Exit code 1 where a run has died and left something behind that is not put back yet: see `colocate restore`.
+Exit code 1 where a run has died and left something behind that is not put back yet: see `colocate restore`. A run of
+another user is asked as that user, or by sudo.
 """
 
 
@@ -41,22 +42,27 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def status_command(args: argparse.Namespace) -> int:
     """Ask the run in progress; without one, tell what an earlier one has left."""
     directory = args.state_dir or default_directory()
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--state-dir {directory}: not a directory", "give the one that was given to the run")
     left: Saved | None = None
+    holder: int | None = None
     try:
         status: Mapping[str, Any] = ask(directory, {"request": "status"})
     except UserError as error:
-        left = StateFile(directory).read()
-        status = {"running": False, "why": str(error), "left": asdict(left) if left else None}
+        holder, left = lock_for(args.state_dir).holder(), StateFile(directory).read()
+        status = {"running": False, "why": str(error), "holder": holder, "left": asdict(left) if left else None}
     if args.json:
         sys.stdout.write(to_json(status) + "\n")
     elif status["running"]:
         _tell(status)
+    elif holder is not None:
+        print(f"pid {holder} holds this machine and does not answer: it begins, ends or hangs, or is another user's")
     elif left is not None:
         print(f"no run answers, but run {left.run} has left something behind (log {left.log})")
-        print("its guard is at it, or: colocate restore")
+        print("its guard, if there is one, goes on trying; or: colocate restore")
     else:
         print("no run in progress, nothing is held")
-    return 1 if left is not None else 0
+    return 1 if left is not None and holder is None else 0
 
 
 def _tell(status: Mapping[str, Any]) -> None:

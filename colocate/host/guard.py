@@ -17,8 +17,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from colocate.host.state import StateFile
 
 LOG = "guard.log"  # in the state directory: what the guard has to say
 _RETRY_S = 1.0
@@ -41,7 +47,7 @@ class Guard:
     def __init__(self, directory: Path, lock: Path, run: str) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         pidfd = os.pidfd_open(os.getpid())
-        argv = [sys.executable, "-m", "colocate.host.guard", str(pidfd), str(directory), str(lock), run]
+        argv = [sys.executable, "-P", "-m", "colocate.host.guard", str(pidfd), str(directory), str(lock), run]
         try:
             with (directory / LOG).open("w") as log:
                 self._process = subprocess.Popen(
@@ -54,6 +60,11 @@ class Guard:
     def pid(self) -> int:
         """Its process."""
         return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is still there."""
+        return self._process.poll() is None
 
     def end(self, *, all_is_back: bool) -> None:
         """The run is over: end the guard, or leave it behind to try on where not all is put back."""
@@ -85,37 +96,59 @@ def _put_back(directory: Path, lock_path: Path, run: str) -> int:
     from colocate.errors import UserError
     from colocate.host.state import Lock, StateFile
 
-    state, lock = StateFile(directory), Lock(lock_path)
+    say, lock = _Notes().say, Lock(lock_path)
     give_up_s = time.monotonic() + _GIVE_UP_S
-    while True:
+    while time.monotonic() < give_up_s:
         try:
-            lock.acquire()
-        except UserError as error:
-            _say(f"left to others: {error}")  # a new run puts back what an earlier one has left before it begins
-            return 0
-        try:
+            state = StateFile(directory)
             saved = state.read()
-            if saved is None or saved.run != run:
+            if saved is None or saved.run != run:  # the run itself, a later one or `restore` has put everything back
                 return 0
-            from colocate.host.restore import restore
-
-            done, failed = restore(saved)
-            for line in (*done, *(f"not put back: {line}" for line in failed)):
-                _say(line)
-            if not failed:
-                state.clear()
-                return 0
-        finally:
-            lock.release()
-        if time.monotonic() > give_up_s:
-            _say("gave up; see `colocate restore`")
-            return 1
+            try:
+                lock.acquire()
+            except UserError:
+                give_up_s = time.monotonic() + _GIVE_UP_S  # who holds it, maybe for hours, may know nothing of our run
+                raise
+            try:
+                if _restored(state, run, say):
+                    return 0
+            finally:
+                lock.release()
+        except UserError as error:
+            say(str(error))
         time.sleep(_RETRY_S)
+    say("gave up; see `colocate restore`")
+    return 1
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"{datetime.now().isoformat(timespec='milliseconds')} {text}\n")
-    sys.stdout.flush()
+def _restored(state: StateFile, run: str, say: Callable[[str], None]) -> bool:
+    """Put back what the run has left, with the lock held; whether nothing of it is left to do."""
+    from colocate.host.restore import restore
+
+    saved = state.read()
+    if saved is None or saved.run != run:
+        return True
+    done, failed = restore(saved)
+    for line in (*done, *(f"not put back: {line}" for line in failed)):
+        say(line)
+    if not failed:
+        state.clear()
+    return not failed
+
+
+class _Notes:
+    """What the guard has to say, each thing once; a disk that takes no word keeps nobody from putting back."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def say(self, text: str) -> None:
+        """One line, if it has not been said yet."""
+        if text not in self._said:
+            self._said.add(text)
+            with suppress(OSError):
+                sys.stdout.write(f"{datetime.now().isoformat(timespec='milliseconds')} {text}\n")
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

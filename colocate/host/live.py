@@ -197,16 +197,11 @@ class LiveHost:
         if self._closed.is_set():
             return self.problems
         self._closed.set()
-        problems = self.problems
-        if self._remember is not None:
-            try:
-                self._service.affinity.restore()
-            except PinError as error:
-                problems.append(f"memcached's affinity is not restored: {error}")
-        problems += self._runtime.close(on_exit, _CLOSE_S)
-        if self._shared is not None:
-            left = self._shared.close(wait_s=_CLOSE_S if on_exit == "stop" else 0.0)
-            problems += left if on_exit == "stop" else []
+        try:
+            self._put_back(on_exit)
+        except BaseException as error:
+            self.problems.append(f"not everything is put back: {error!r}")
+            raise
         self._service.statistics.stop()
         self._service.latency.stop()
         self._monitor.close()
@@ -214,7 +209,18 @@ class LiveHost:
             self._searching.join(timeout=1.0)
         with suppress(PermissionError):  # somebody may have made it nicer meanwhile
             os.setpriority(os.PRIO_PROCESS, 0, self._niceness)
-        return problems
+        return self.problems
+
+    def _put_back(self, on_exit: OnExit) -> None:
+        if self._remember is not None:
+            try:
+                self._service.affinity.restore()
+            except PinError as error:
+                self.problems.append(f"memcached's affinity is not restored: {error}")
+        self.problems += self._runtime.close(on_exit, _CLOSE_S)
+        if self._shared is not None:
+            left = self._shared.close(wait_s=_CLOSE_S if on_exit == "stop" else 0.0)
+            self.problems += left if on_exit == "stop" else []
 
     def _still_shares(self, jobs: Mapping[str, JobSample], service: ServiceAffinity) -> None:
         """Share no more where a job has lost its idle priority for good, or it has no effect any more."""

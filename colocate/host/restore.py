@@ -22,7 +22,7 @@ from colocate.host.state import Saved
 
 
 def restore(saved: Saved) -> tuple[list[str], list[str]]:
-    """Give memcached its affinity back, remove the run's jobs and control groups, and close its event log.
+    """Give memcached its affinity back, remove the run's jobs and control groups unless it keeps them, close its log.
 
     Returns:
         what was done, and what could not be done; one line each.
@@ -34,35 +34,41 @@ def restore(saved: Saved) -> tuple[list[str], list[str]]:
         done.append(f"memcached's affinity restored on {threads} threads" if threads else "that memcached has ended")
     except (PinError, ValueError) as error:
         failed.append(str(error))
-    if saved.runtime == "process":
-        more_done, more_failed = kill_leftovers(saved.run)
-    else:
-        more_done, more_failed = remove_containers(saved.run)
-    done += more_done
-    failed += more_failed
-    there = [Path(path) for path in saved.groups if Path(path).is_dir()]
-    failed += remove_groups(there)
-    removed = [path for path in there if not path.exists()]
-    done += [f"control group {removed[0].name} removed"] if removed else []
-    if not failed and _close_log(Path(saved.log)):
-        done.append(f"{saved.log} closed")
+    if not saved.keeps_jobs:
+        remove = kill_leftovers if saved.runtime == "process" else remove_containers
+        for told, more in zip((done, failed), remove(saved.run), strict=True):
+            told += more
+        there = [Path(path) for path in saved.groups if Path(path).is_dir()]
+        failed += remove_groups(there)
+        removed = [path for path in there if not path.exists()]
+        done += [f"control group {removed[0].name} removed"] if removed else []
+    if not failed and (closed := _close_log(Path(saved.log))):
+        done.append(closed)
     return done, failed
 
 
-def _close_log(path: Path) -> bool:
-    """Write the last lines that a killed run could not; a torn line before them goes. Whether there was a need."""
+def _close_log(path: Path) -> str:
+    """Write the last lines that a killed run could not; a torn line before them goes. What was done, if anything.
+
+    The lines that are there are not touched, so that the log is legal whenever this is killed, too.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        events = parse(whole).events
-        if not events or (events[-1].event, events[-1].job) == ("end", SCHEDULER):
-            return False
-        now = max(datetime.now(), events[-1].time)
-        last = [Event(now, "custom", SCHEDULER, comment="killed, put back"), Event(now, "end", SCHEDULER)]
-        path.write_text(whole + "".join(f"{event}\n" for event in last), encoding="utf-8")
-    except OSError:  # the log has been moved away, and needs no end
-        return False
-    return True
+        with path.open("r+b", buffering=0) as file:
+            text = file.read()
+            end = text.rfind(b"\n") + 1
+            events = parse(text[:end].decode(errors="replace")).events
+            if not events or (events[-1].event, events[-1].job) == ("end", SCHEDULER):
+                return ""
+            now = max(datetime.now(), events[-1].time)
+            last = [Event(now, "custom", SCHEDULER, comment="killed, put back"), Event(now, "end", SCHEDULER)]
+            file.truncate(end)
+            file.seek(end)
+            file.write("".join(f"{event}\n" for event in last).encode())
+    except FileNotFoundError:  # it has been moved away, and needs no end
+        return ""
+    except OSError as error:
+        return f"{path} has no last line: {error.strerror}"
+    return f"{path} closed"
 
 
 def remove_containers(run: str | None) -> tuple[list[str], list[str]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
+import socket
 import sys
 import tempfile
 import threading
@@ -17,7 +19,7 @@ from pathlib import Path
 from colocate.errors import UserError
 from colocate.trust import check_directory, read_trusted
 
-VERSION = 1
+VERSION = 2
 
 
 def default_directory() -> Path:
@@ -36,6 +38,11 @@ def default_lock() -> Path:
     return (shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())) / "colocate.lock"
 
 
+def lock_for(state_dir: Path | None, port: int | None = None) -> Lock:
+    """The lock of runs whose state lies there; the machine's, where no directory is given."""
+    return Lock(state_dir / "lock" if state_dir else default_lock(), port)
+
+
 @dataclass(frozen=True, slots=True)
 class Saved:
     """What a run has to put back.
@@ -46,7 +53,8 @@ class Saved:
         runtime: `docker` or `process`.
         log: the run's event log.
         service: memcached's pid, start time and original affinity, as `host.memcached` writes it.
-        groups: control groups that the run may have made, or the engine for it; none in older files.
+        groups: control groups that the run may have made, or the engine for it.
+        keeps_jobs: its jobs, and the groups they are in, stay: it has ended with `--on-exit leave` or `pause`.
     """
 
     run: str
@@ -55,6 +63,7 @@ class Saved:
     log: str
     service: Mapping[str, object]
     groups: tuple[str, ...] = ()
+    keeps_jobs: bool = False
 
 
 def boot_id(root: Path = Path("/")) -> str:
@@ -81,7 +90,7 @@ def _check(saved: Saved) -> None:
 
 
 class StateFile:
-    """The state of one run in one file, replaced as a whole (temporary file, fsync, rename).
+    """The state of one run in one file with a checksum, replaced as a whole (temporary file, fsync, rename).
 
     Raises:
         UserError: somebody else can write in the directory.
@@ -100,7 +109,8 @@ class StateFile:
         """
         try:
             with self._lock:
-                self._replace(json.dumps({"version": VERSION, **asdict(saved)}))
+                data = {"version": VERSION, **asdict(saved)}
+                self._replace(json.dumps({"sha256": _sum(data), **data}))
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}", "give a writable --state-dir") from error
 
@@ -108,25 +118,31 @@ class StateFile:
         """What was saved, if it is of this boot; a file that makes no sense is set aside with a warning.
 
         Raises:
-            UserError: somebody else can write it; it names processes to pin, groups to remove, a log to close.
+            UserError: somebody else can write it (it names processes to pin, groups to remove, a log to close), or this
+                user may not read it.
         """
         try:
             data = json.loads(read_trusted(self.path))
         except FileNotFoundError:
             return None
+        except PermissionError as error:
+            raise UserError(f"{self.path}: {error.strerror}", "ask as the user of that run, or as root") from error
         except (OSError, ValueError, RecursionError) as error:
             self._set_aside(str(error))
             return None
         try:
             if data["version"] != VERSION:
                 raise ValueError(f"version {data['version']!r}")
+            if data.pop("sha256") != _sum(data):
+                raise ValueError("it is not as it was written: the checksum is another one")
             saved = Saved(
                 run=str(data["run"]),
                 boot_id=str(data["boot_id"]),
                 runtime=str(data["runtime"]),
                 log=str(data["log"]),
                 service=dict(data["service"]),
-                groups=tuple(str(path) for path in data.get("groups", ())),
+                groups=tuple(str(path) for path in data["groups"]),
+                keeps_jobs=bool(data["keeps_jobs"]),
             )
             _check(saved)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -147,7 +163,7 @@ class StateFile:
     def _replace(self, text: str) -> None:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = self.path.with_suffix(".new")
-        with new.open("w", encoding="utf-8") as file:
+        with open(new, "w", encoding="utf-8", opener=_private) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -167,12 +183,32 @@ class StateFile:
         sys.stderr.write(f"colocate: warning: state file set aside as {aside}: {why}\n")
 
 
-class Lock:
-    """One controller a machine: an flock(2) on a file that holds the owner's pid."""
+def _sum(data: Mapping[str, object]) -> str:
+    """A checksum of what is saved, however it is laid out."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
-    def __init__(self, path: Path) -> None:
+
+def _private(path: str, flags: int) -> int:
+    """Opens it for this user alone, whatever the umask: we do not obey a file that a group can write."""
+    fd = os.open(path, flags, 0o600)
+    os.fchmod(fd, 0o600)
+    return fd
+
+
+class Lock:
+    """One controller a machine: an flock(2) on a file that holds the owner's pid.
+
+    Args:
+        path: the file.
+        port: memcached's. Runs with state directories of their own have locks of their own, and one memcached has one
+            controller all the same: it binds a name that belongs to the port (unix(7), abstract sockets).
+    """
+
+    def __init__(self, path: Path, port: int | None = None) -> None:
         self.path = path
+        self._port = port
         self._fd = -1
+        self._name: socket.socket | None = None
 
     def acquire(self) -> None:
         """Take the lock; it is given up when the process ends, however it ends.
@@ -180,6 +216,20 @@ class Lock:
         Raises:
             UserError: another controller holds it (its pid is named), or the file cannot be opened.
         """
+        self._lock_file()
+        try:
+            self._bind_name()
+        except OSError as error:
+            self.release()
+            what = f"another colocate controls the memcached on port {self._port}"
+            raise UserError(what, "end it first, or wait for its end") from error
+
+    def _bind_name(self) -> None:
+        if self._port is not None:
+            self._name = socket.socket(socket.AF_UNIX)
+            self._name.bind(f"\0colocate-memcached-{self._port}")
+
+    def _lock_file(self) -> None:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = self._open()
@@ -196,11 +246,29 @@ class Lock:
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._fd = fd
 
+    def holder(self) -> int | None:
+        """The pid of who holds it now, as the kernel tells (proc_locks(5)); None where nobody does.
+
+        Unlike an attempt to take it, this is in nobody's way.
+        """
+        try:
+            inode = self.path.stat().st_ino
+            held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        except OSError:
+            return None
+        for fields in held:  # number, kind, mode, access, pid, device and inode, range
+            if len(fields) == 8 and fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+                return int(fields[4])
+        return None
+
     def release(self) -> None:
         """Give the lock up; idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        if self._name is not None:
+            self._name.close()
+            self._name = None
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW  # where everybody may write, a link may lead anywhere

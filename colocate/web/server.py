@@ -68,7 +68,7 @@ def serving(directory: Path, address: Address, state_dir: Path) -> Iterator[str]
     Raises:
         UserError: it did not start; in its words.
     """
-    argv = [sys.executable, "-m", "colocate", "serve", str(directory), "--web", str(address), "--child"]
+    argv = [sys.executable, "-P", "-m", "colocate", "serve", str(directory), "--web", str(address), "--child"]
     argv += ["--state-dir", str(state_dir)]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
