@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import docker
@@ -43,27 +44,28 @@ def status(run: Run, tmp_path: Path) -> dict:
     return ask(tmp_path / "state", {"request": "status"})
 
 
-def containers(client: docker.DockerClient) -> set[str]:
-    return {c.name for c in client.containers.list(all=True, filters={"label": "colocate.run"})}
+def containers(client: docker.DockerClient, run_id: str) -> list[str]:
+    return [c.name for c in client.containers.list(all=True, filters={"label": f"colocate.run={run_id}"})]
 
 
 def test_a_killed_controller_is_cleaned_up_after(
     tmp_path: Path, server: Memcached, spinning: list[str], docker_client: docker.DockerClient
 ) -> None:
-    before, original = containers(docker_client), masks(server.pid)
+    original = masks(server.pid)
     with running(tmp_path, server, *spinning) as run:
         run.until("start spin")
-        guard = psutil.Process(status(run, tmp_path)["guard"])
+        told = status(run, tmp_path)
+        guard = psutil.Process(told["guard"])
         run.process.kill()
         run.process.wait()
         eventually(lambda: not guard.is_running() or guard.status() == psutil.STATUS_ZOMBIE, "the guard has ended")
-    assert (containers(docker_client), masks(server.pid)) == (before, original)
+    assert (containers(docker_client, told["run"]), masks(server.pid)) == ([], original)
     assert not (tmp_path / "state/state.json").exists()
     assert run.log.endswith(" end scheduler\n")
     assert violations(run.log) == []
-    told = (tmp_path / "state/guard.log").read_text()
-    assert "memcached's affinity restored" in told
-    assert "not put back" not in told
+    said = (tmp_path / "state/guard.log").read_text()
+    assert "memcached's affinity restored" in said
+    assert "not put back" not in said
 
 
 def test_a_controller_that_hangs_is_left_alone_and_goes_on(
@@ -86,19 +88,21 @@ def test_it_waits_for_the_lock_that_somebody_else_has_meanwhile(
     tmp_path: Path, server: Memcached, spinning: list[str], docker_client: docker.DockerClient
 ) -> None:
     """Another user's run, a `restore` that fails for want of an engine: none of them puts back what is this run's."""
-    before, original = containers(docker_client), masks(server.pid)
-    with running(tmp_path, server, *spinning) as run, (tmp_path / "state/lock").open() as lock:
+    original = masks(server.pid)
+    with running(tmp_path, server, *spinning) as run, ExitStack() as stack:
         run.until("start spin")
+        run_id = status(run, tmp_path)["run"]
+        lock = stack.enter_context((tmp_path / "state/lock").open())
         queue = threading.Thread(target=fcntl.flock, args=(lock, fcntl.LOCK_EX))
         queue.start()
         run.process.kill()
         run.process.wait()
         queue.join()
         time.sleep(1.5)  # at least once in that time the guard asks for the lock, and may not have it
-        assert (tmp_path / "state/state.json").exists() or containers(docker_client) == before
+        assert (tmp_path / "state/state.json").exists() or not containers(docker_client, run_id)
         fcntl.flock(lock, fcntl.LOCK_UN)
         eventually(lambda: not (tmp_path / "state/state.json").exists(), "the guard puts back all the same")
-    assert (containers(docker_client), masks(server.pid)) == (before, original)
+    assert (containers(docker_client, run_id), masks(server.pid)) == ([], original)
 
 
 def test_no_code_beside_the_user_is_run_as_the_user(tmp_path: Path, server: Memcached, spinning: list[str]) -> None:
