@@ -1,0 +1,37 @@
+"""The end of a run where it is disturbed itself: whatever is not put back must not be taken for put back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from unittest.mock import Mock
+
+import pytest
+
+from colocate.host.live import Doorbell, LiveHost
+from colocate.session import signals
+
+
+def test_a_second_signal_ends_nothing_although_nobody_reads_what_we_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `colocate run 2>&1 | tee log` and two Ctrl-C, which end `tee` first."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as nobody, signals() as interrupted:
+        monkeypatch.setattr(sys, "stderr", nobody)
+        assert interrupted() == 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+        assert interrupted() == signal.SIGINT
+
+
+def test_a_host_whose_end_failed_half_way_says_so_when_it_is_ended_again() -> None:
+    service, runtime = Mock(), Mock()
+    runtime.close.side_effect = OSError("the terminal is gone")
+    host = LiveHost(service, runtime, {}, Mock(), Doorbell(), remember=lambda _: None)
+    with pytest.raises(OSError, match="terminal"):
+        host.close("stop")
+    service.affinity.restore.assert_called_once()
+    (problem,) = host.close("stop")
+    assert "not everything is put back" in problem
+    assert "terminal" in problem
