@@ -9,7 +9,7 @@ from typing import Literal
 from colocate.controller import Controller
 from colocate.eventlog import SchedulerLogger
 from colocate.metrics import MetricsWriter
-from colocate.move import SERVICE, Entry, Host, Move, MoveError, OnExit
+from colocate.move import SERVICE, Entry, Host, Move, MoveError, MoveKind, OnExit
 from colocate.shadow import brief
 
 _RECORD_S = 0.19  # a quiet tick is not worth a record of its own
@@ -125,9 +125,16 @@ _ENDED = {"interrupted": "interrupted", "duration": "over its duration", "once":
 
 
 def perform(host: Host, controller: Controller, log: SchedulerLogger, moves: Iterable[Move]) -> None:
-    """Do each move, take in its outcome, and log it once it has happened."""
+    """Do each move, take in its outcome, and log it once it has happened.
+
+    Once memcached's cores cannot be set, jobs are only paused: the others count on its cores, and the next tick plans
+    anew. Some of its threads may have moved all the same, to where those jobs are.
+    """
     write(log, controller)  # what has happened since the last tick
+    refused = False
     for move in moves:
+        if refused and move.kind is not MoveKind.PAUSE:
+            continue
         begin_s = host.now()
         if not controller.ready(move, begin_s):
             continue
@@ -135,8 +142,7 @@ def perform(host: Host, controller: Controller, log: SchedulerLogger, moves: Ite
             done = host.act(move)
         except MoveError as error:
             controller.settle(move, done=False, now_s=host.now(), error=str(error))
-            if move.target == SERVICE:  # what follows counts on its cores: the next tick plans anew
-                break
+            refused = refused or move.target == SERVICE
         else:
             now_s = host.now()
             controller.settle(move, done=done, now_s=now_s, took_s=now_s - begin_s)

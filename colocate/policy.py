@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import sys
 import types
 import typing
@@ -169,6 +170,11 @@ def _find(text: str) -> type:
     return cls
 
 
+def _makes_sense(value: float, default: object) -> bool:
+    """Whether a number is one; a negative one is where the default is."""
+    return math.isfinite(value) and (value >= 0 or (isinstance(default, int | float) and default < 0))
+
+
 def _set_option(policy: object, text: str, setting: str) -> None:
     name, equals, value = setting.partition("=")
     name = name.strip().replace("-", "_")
@@ -183,4 +189,6 @@ def _set_option(policy: object, text: str, setting: str) -> None:
         converted = convert(value.strip())
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"policy {text}: {name}={value!r} is no {wanted.__name__}", "give such a value") from error
+    if isinstance(converted, int | float) and not _makes_sense(converted, known[name]):
+        raise UserError(f"policy {text}: {name}={value!r} makes no sense", "give a number, 0 or above")
     setattr(policy, name, converted)

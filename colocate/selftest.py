@@ -5,6 +5,7 @@ memcached is looked at and asked, never pinned: pinning is tried on a throw-away
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import tempfile
@@ -93,7 +94,15 @@ def _service_shows(monitor: ResourceMonitor, ip: str, port: int, pid: int | None
     return f"pid {process.pid} uses {cpu_cores.value:.3f} cores{waits}"
 
 
+def _somebody_listens(ip: str, port: int) -> None:
+    try:
+        socket.create_connection((local_address(ip), port), timeout=_PATIENCE_S).close()
+    except OSError as error:
+        raise FailedError(f"{ip}:{port}: {error.strerror or error}", "start memcached there, or give --port") from error
+
+
 def _statistics_answer(ip: str, port: int) -> str:
+    _somebody_listens(ip, port)
     statistics = Statistics(local_address(ip), port, period_s=0.05)
     try:
         if not statistics.first(_PATIENCE_S):
@@ -105,6 +114,7 @@ def _statistics_answer(ip: str, port: int) -> str:
 
 
 def _probe_answers(ip: str, port: int) -> str:
+    _somebody_listens(ip, port)
     probe = Probe(local_address(ip), port, rate_hz=200)
     try:
         end_s = time.monotonic() + _PATIENCE_S

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -101,6 +101,7 @@ class Session:
         metrics: one record a tick, beside the log.
         sharing: whether jobs may share memcached's cores at idle priority, and how that was proved.
         run_id: as it stands in the labels of the run's containers.
+        until_end: closed once everything is put back, the guard has ended and the lock is free.
         guard_pid: the process that puts everything back if this one is killed.
         begin_s: when it began, seconds since the epoch.
     """
@@ -113,6 +114,7 @@ class Session:
     doorbell: Doorbell
     sharing: Verdict
     run_id: str
+    until_end: ExitStack
     guard_pid: int | None = None
     begin_s: float = 0.0
 
@@ -134,6 +136,8 @@ class Session:
             if show is not None:
                 show(controller)
 
+        interrupted = self.until_end.enter_context(signals(ring))
+
         def ending() -> int:
             if number := interrupted():
                 manager.stopping()
@@ -141,7 +145,6 @@ class Session:
 
         with (
             closing(Notifier()) as manager,
-            signals(ring) as interrupted,
             controlled(state_dir, self.controller, ring, watch.handlers()) as take,
         ):
             return run(
@@ -226,6 +229,7 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
     state = StateFile(settings.state_dir or default_directory())
     lock = lock_for(settings.state_dir, settings.port)
     guard: Guard | None = None
+    until_end = ExitStack()
     if not settings.dry_run:
         lock.acquire()
     try:
@@ -293,7 +297,7 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             if guard is not None and not guard.alive:
                 sys.stderr.write(f"colocate: warning: no guard: it has died; see {state.path.parent / GUARD_LOG}\n")
             pid = guard.pid if guard else None
-            yield Session(settings, host, controller, log, metrics, doorbell, verdict, saved.run, pid)
+            yield Session(settings, host, controller, log, metrics, doorbell, verdict, saved.run, until_end, pid)
         finally:
             problems = host.close(settings.on_exit)
             if not settings.dry_run:
@@ -305,6 +309,7 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
         if guard is not None:
             guard.end(all_is_back=not state.path.exists())
         lock.release()
+        until_end.close()
 
 
 def _guard(settings: Settings, directory: Path, lock: Path, run: str) -> Guard | None:

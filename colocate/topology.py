@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from colocate.cores import CoreSet, parse_ranges
+from colocate.cores import CoreSet, format_ranges, parse_ranges
 from colocate.errors import UserError
 
 
@@ -46,7 +46,7 @@ class Topology:
         if missing or not cores:
             raise UserError(
                 f"core {missing[0]} is not on this machine" if missing else "no cores to manage",
-                f"there are {sorted(self.cores)}",
+                f"there are {format_ranges(self.cores)}",
             )
         return Topology(
             cores,

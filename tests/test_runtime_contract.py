@@ -307,6 +307,28 @@ def test_after_many_quick_pauses_the_last_wish_holds(rig: Rig) -> None:
     assert rig.runtime.look()["job"].paused is False
 
 
+def test_a_job_that_waits_for_its_start_is_made_once_and_told_again(rig: Rig) -> None:
+    for _ in range(3):
+        rig.runtime.create(rig.spec("spin", "1"), 1, ALL)
+        rig.wait("job", KINDS.CREATED)
+    rig.runtime.start("job", A)
+    rig.wait("job", KINDS.STARTED)
+    assert rig.nothing_more() == []
+    assert rig.cores() == {A}
+
+
+def test_a_job_that_waits_with_other_threads_is_made_anew(rig: Rig) -> None:
+    rig.runtime.create(rig.spec("spin", "1"), 1, ALL)
+    rig.wait("job", KINDS.CREATED)
+    rig.runtime.create(rig.spec("spin", "1"), 2, ALL)
+    if rig.wait("job", KINDS.CREATED, KINDS.GONE).kind is KINDS.GONE:
+        rig.runtime.create(rig.spec("spin", "1"), 2, ALL)
+        rig.wait("job", KINDS.CREATED)
+    rig.runtime.start("job", A)
+    rig.wait("job", KINDS.STARTED)
+    assert rig.nothing_more() == []
+
+
 def test_a_wish_during_the_start_comes_true(rig: Rig) -> None:
     rig.runtime.create(rig.spec("spin", "1"), 1, ALL)
     rig.wait("job", KINDS.CREATED)

@@ -16,7 +16,9 @@ from colocate.cli.progress import reporting
 from colocate.cli.report import check_report
 from colocate.cli.run import add_run_options, conclude, dashboard, run_shown, settings_from
 from colocate.demo import IP, background_load, choose_runtime, private_memcached, scaled_load
+from colocate.jobs import load_catalogue
 from colocate.load.generator import capacity_qps
+from colocate.policy import choose
 from colocate.session import session
 
 
@@ -36,6 +38,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def demo_command(args: argparse.Namespace) -> int:
     """Run the demonstration; the exit code is a run's."""
     check_report(args.report)
+    load_catalogue(args.jobs)  # what a run would refuse, before memcached is started and loaded
+    choose(args.policy, args.set)
     console = Console(stderr=True)
 
     def say(text: str) -> None:

@@ -25,7 +25,7 @@ start here:
   colocate simulate --scenario cca-2025          the same loop on a model of a graded machine, in a second
 
 exit codes: 0 all went as asked, 1 a job or a check failed, 2 bad input or a missing permission and nothing touched,
-3 --duration was over before the jobs were, 130 and 143 interrupted and ended in order
+3 --duration was over before the jobs were, 129, 130 and 143 interrupted and ended in order, 141 nobody read the output
 """
 
 COMMANDS = {
@@ -51,13 +51,16 @@ COMMANDS = {
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line and a `UserError`."""
 
+    command = ""  # that stands on the line, for the parser of all of them
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage.
 
         Raises:
             UserError: always.
         """
-        raise UserError(f"{self.prog.removeprefix('colocate ')}: {message}", f"see {self.prog} --help")
+        of = f"{self.prog} {self.command}".strip()
+        raise UserError(f"{of.removeprefix('colocate').strip()}: {message}".removeprefix(": "), f"see {of} --help")
 
 
 def build_parser(words: Sequence[str]) -> Parser:
@@ -72,6 +75,7 @@ def build_parser(words: Sequence[str]) -> Parser:
     parser.add_argument("--version", action="version", version=f"colocate {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     wanted = next((word for word in words if not word.startswith("-")), "")
+    parser.command = wanted if wanted in COMMANDS else ""
     for name, purpose in COMMANDS.items():
         if name == wanted:
             import_module(f"colocate.cli.{name}").add_parser(commands)
@@ -102,6 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    finally:
+        if argv is None:  # the exit code is known: what comes now must not make another one of it
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:

@@ -16,6 +16,7 @@ from colocate.trust import read_trusted
 
 CONFIG = Path("colocate.toml")
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_LONGEST_PERIOD_S = 5.0
 T = TypeVar("T")
 
 
@@ -39,9 +40,17 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _period(text: str) -> float:
+    value = _seconds(text)
+    if value > _LONGEST_PERIOD_S:
+        raise UserError(f"{text!r}: so long nobody would look at memcached", f"give {_LONGEST_PERIOD_S:g}s at most")
+    return value
+
+
 def _latency_ms(text: str) -> float:
     if not re.search(r"[a-z]", text):
-        raise UserError(f"{text!r} has no unit", f"write it like {text.strip() or '0.8'}ms")
+        number = text.strip() if text.strip().strip("0.") else "0.8"
+        raise UserError(f"{text!r} has no unit", f"write it like {number}ms")
     return 1e3 * _seconds(text)
 
 
@@ -93,6 +102,7 @@ def _cores(text: str) -> CoreSet:
 
 
 seconds = _checked(_seconds)
+period = _checked(_period)
 latency_ms = _checked(_latency_ms)
 percentile = _checked(_percentile)
 count = _checked(_count)
@@ -137,6 +147,8 @@ def parse_with_config(
         return parser.parse_args(argv)
     try:
         table = tomllib.loads(read_trusted(path).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: it is not UTF-8 text", "give a TOML file of options") from error
     except (OSError, ValueError, RecursionError) as error:  # tomllib lets both through: 5,000 digits, brackets
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{path}: {reason}", "give a TOML file of options") from error

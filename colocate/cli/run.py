@@ -66,7 +66,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     options.add_shadow(parser)
     add("--jobs", default=default.jobs, metavar="CATALOGUE", help="demo, cca-2023, cca-2026, FILE.toml (%(default)s)")
     add("--cores", type=options.cores, metavar="LIST", help="the cores it may manage, such as 0-3 (default: all)")
-    add("--interval", type=options.seconds, default=default.period_s, metavar="TIME", help="the loop's period (50ms)")
+    add("--interval", type=options.period, default=default.period_s, metavar="TIME", help="the loop's period (50ms)")
     add("--slo", type=options.latency_ms, default=default.slo.latency_ms, metavar="TIME", help="the promise (0.8ms)")
     add("--percentile", type=options.percentile, default=default.slo.percentile, metavar="P", help="of it (95)")
     add("--duration", type=options.seconds, metavar="TIME", help="end after this long even if jobs are left")
@@ -80,7 +80,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="look and decide for real, touch nothing; until Ctrl-C or --duration")
     add("--no-share", action="store_true", help="jobs never share memcached's cores, not even at idle priority")
     add("--no-guard", action="store_true", help="no process that puts everything back if this one is killed")
-    add("--state-dir", type=Path, metavar="DIR", help="where lock and recovery state lie (default /run/colocate)")
+    add(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="of lock and recovery state (default: /run/colocate for root)",
+    )
     add("--config", type=Path, metavar="FILE", help="options from this file instead of ./colocate.toml")
     add_report_option(parser)
     add("--json", action="store_true", help="print the summary as JSON on standard output")
@@ -125,7 +130,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 def run_command(args: argparse.Namespace) -> int:
-    """Run; print the summary; the exit code is json.md's."""
+    """Run; print the summary; the exit code is as `colocate --help` tells."""
     check_report(args.report)
     console = Console(stderr=True)
     with dashboard(args):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from colocate.cli import options
+from colocate.host.find import local_address
 from colocate.selftest import COMPONENTS, selftest
 
 
@@ -31,6 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def selftest_command(args: argparse.Namespace) -> int:
     """Run the checks; a line each as they are done."""
     checks = []
+    local_address(args.memcached_ip)
     for check in selftest(args.memcached_ip, args.port, args.memcached_pid, args.log_dir, args.test):
         checks.append(check)
         if not args.json:

@@ -71,7 +71,7 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
     add("--memcached-threads", type=options.positive, metavar="N", help="memcached's worker threads")
     add("--slo", type=options.latency_ms, metavar="TIME", help="the promise, such as 0.8ms")
     add("--percentile", type=options.percentile, metavar="P", help="of the promise (95)")
-    add("--interval", type=options.seconds, default=_DEFAULTS.period_s, metavar="TIME", help="the loop's period (50ms)")
+    add("--interval", type=options.period, default=_DEFAULTS.period_s, metavar="TIME", help="the loop's period (50ms)")
     add("--duration", type=options.seconds, metavar="TIME", help="end after this long even if jobs are left (2h)")
     add("--no-share", action="store_true", help="a host on which jobs cannot share memcached's cores")
     add("--load", default=_DEFAULTS.load, metavar="LOAD", help="waveform (%(default)s), a shape, or a file: see below")

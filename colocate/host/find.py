@@ -46,7 +46,8 @@ def local_address(text: str) -> str:
     try:
         address = netaddr.IPAddress("127.0.0.1" if text.strip() == "localhost" else text.strip())
     except (netaddr.AddrFormatError, ValueError) as error:
-        raise UserError(f"{text!r} is not an IP address", f"give one of this machine's: {_machine()}") from error
+        cure = f"give one of this machine's, without a port: {_machine()}"
+        raise UserError(f"{text!r} is not an IP address", cure) from error
     if address.is_ipv4_mapped():
         address = address.ipv4()
     if int(address) == 0:

@@ -114,7 +114,7 @@ def _put_back(directory: Path, lock_path: Path, run: str) -> int:
                     return 0
             finally:
                 lock.release()
-        except UserError as error:
+        except (UserError, OSError) as error:  # OSError: our own words, which go to a disk that takes none
             say(str(error))
         time.sleep(_RETRY_S)
     say("gave up; see `colocate restore`")
@@ -132,7 +132,8 @@ def _restored(state: StateFile, run: str, say: Callable[[str], None]) -> bool:
     for line in (*done, *(f"not put back: {line}" for line in failed)):
         say(line)
     if not failed:
-        state.clear()
+        with suppress(OSError):
+            state.clear()
     return not failed
 
 

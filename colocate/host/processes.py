@@ -111,6 +111,11 @@ class ProcessRuntime:
                 group = old.group if old else self._make_group(job.name)
                 self._jobs[job.name] = made = _Job(job, threads, cores, group)
                 self._watcher.soon(lambda: self._create(made))
+            elif old.gate is not None and not (old.starting or old.stopping):
+                if threads == old.threads:
+                    self._watcher.soon(lambda: self._emit(old, JobEventKind.CREATED, cores=cores))
+                else:
+                    self.stop(job.name)
 
     def start(self, job: str, cores: CoreSet) -> None:
         """See `Runtime.start`."""

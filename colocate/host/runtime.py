@@ -37,7 +37,10 @@ class Runtime(Protocol):
         """
 
     def create(self, job: JobSpec, threads: int, cores: CoreSet) -> None:
-        """Create a job ahead of its start, with an explicit cpuset; CREATED or FAILED follows."""
+        """Create a job ahead of its start, with an explicit cpuset; CREATED or FAILED follows.
+
+        Of one that waits for its start already, CREATED follows, too, or GONE where it was for other threads.
+        """
 
     def start(self, job: str, cores: CoreSet) -> None:
         """Start a created job on `cores`, or run one that has ended once more; STARTED or FAILED follows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -274,7 +275,11 @@ class Lock:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW  # where everybody may write, a link may lead anywhere
         try:
             return os.open(self.path, flags)  # without O_CREAT: fs.protected_regular forbids it on others' files
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno == errno.EROFS:  # a disk that failed under a run: its guard must get the lock all the same
+                return os.open(self.path, flags & ~os.O_RDWR)
+            if error.errno != errno.ENOENT:
+                raise
             fd = os.open(self.path, flags | os.O_CREAT, 0o666)
             if os.fstat(fd).st_uid == os.geteuid():
                 os.fchmod(fd, 0o666)

@@ -94,8 +94,14 @@ class Wishes:
         self._on_exit: OnExit | None = None
 
     def create(self, spec: JobSpec, threads: int, cores: CoreSet) -> None:
-        """Create it anew, after a creation that failed or a removal."""
+        """Create it anew, after a creation that failed or a removal; say it again where it waits for its start."""
         with self._cond:
+            if self._phase in (Phase.CREATED, Phase.ENDED) and not (self._start_wished or self._stop_wished):
+                if self._phase is Phase.ENDED or threads == self._threads:
+                    self._emit(JobEventKind.CREATED, cores=cores)
+                else:  # it has been made for another number; once it is gone, it is asked for again
+                    self._stop_wished = True
+                    self._cond.notify_all()
             if self._phase is Phase.GONE:
                 self._spec = spec
                 self._threads, self._cores = threads, cores
