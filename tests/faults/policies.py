@@ -56,9 +56,9 @@ class Sway(Policy):
 
 
 class Swap(Policy):
-    """The jobs' cores are each job's in turn, the others share memcached's one; so does, now and then, one that is alone.
+    """Of two jobs each has a core of its own in turn, the other one shares memcached's; one that is alone does now and then.
 
-    Every job that runs is so resized every other tick, also where there are but two cores.
+    Both are so resized every other tick, also where there are but two cores. The other jobs wait.
     """
 
     def prepare(self) -> None:
@@ -66,12 +66,12 @@ class Swap(Policy):
 
     def decide(self, view: View) -> Plan:
         self._ticks += 1
-        turn, names = self._ticks // 2, [job.name for job in in_order(view.jobs.values(), "")]
+        turn, names = self._ticks // 2, [job.name for job in in_order(view.jobs.values(), "")[:2]]
         if not names:
             return Plan(1)
         owner = names[turn % len(names)]
         share = frozenset(names) - {owner} if len(names) > 1 else frozenset(names[: turn % 2])
-        return Plan(1, {name: int(name == owner) for name in names}, share, "each in turn")
+        return Plan(1, {name: int(name == owner) for name in view.jobs}, share, "each in turn")
 
 
 class Raises(Policy):
