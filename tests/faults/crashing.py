@@ -2,8 +2,8 @@
 
 A boundary is before and after each thing that changes the machine or a file: each thread of memcached that is pinned,
 each wish of a job and each call to the engine, each line of the log (and half of it), each step in which the state file
-is replaced. `CRASH_AT` counts from 1 those whose names have `CRASH_NAMED` in them; with 0 nobody is killed. The names of
-those that were passed stand in the file `CRASH_PASSED`: at the end all of them, a line each, else that of the last.
+is replaced. `CRASH_AT` counts from 1 those whose names have `CRASH_NAMED` in them; with 0 nobody is killed. The names
+of those that were passed stand in the file `CRASH_PASSED`: at the end all of them, a line each, else that of the last.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Sway(Policy):
 
 
 class Swap(Policy):
-    """Of two jobs each has a core of its own in turn, the other one shares memcached's; one that is alone does now and then.
+    """Of two jobs each has a core of its own in turn, the other shares memcached's; one that is alone does at times.
 
     Both are so resized every other tick, also where there are but two cores. The other jobs wait.
     """

@@ -82,7 +82,7 @@ class Watchman:
 
     @contextlib.contextmanager
     def excused(self) -> Iterator[None]:
-        """Nobody can keep the cores apart meanwhile: the controller is frozen, or others have them or memcached's pid."""
+        """Nobody can keep the cores apart meanwhile: the controller is frozen, or others have memcached's pid."""
         self._excused.set()
         try:
             yield
