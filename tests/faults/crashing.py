@@ -2,13 +2,12 @@
 
 A boundary is before and after each thing that changes the machine or a file: each thread of memcached that is pinned,
 each wish of a job and each call to the engine, each line of the log (and half of it), each step in which the state file
-is replaced. `CRASH_AT` counts them from 1; with 0 nobody is killed, and how many there were stands in the file
-`CRASH_COUNT` at the end.
+is replaced. `CRASH_AT` counts from 1 those whose names have `CRASH_NAMED` in them; with 0 nobody is killed. The names
+of those that were passed stand in the file `CRASH_PASSED`: at the end all of them, a line each, else that of the last.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import sys
@@ -24,17 +23,18 @@ from colocate.host import containers, guard, memcached, processes, record, shari
 
 _AT = int(os.environ["CRASH_AT"])
 _LOCK = threading.Lock()
-_NUMBERS = itertools.count(1)
-_passed = 0
+_NAMED, _PASSED = os.environ["CRASH_NAMED"], Path(os.environ["CRASH_PASSED"])
+_passed: list[str] = []
 
 
 def boundary(name: str) -> None:
     """Die here, if it is our turn."""
-    global _passed
+    if _NAMED not in name:
+        return
     with _LOCK:
-        _passed = next(_NUMBERS)
-        if _passed == _AT:
-            Path(os.environ["CRASH_COUNT"]).write_text(name)
+        _passed.append(name)
+        if len(_passed) == _AT:
+            _PASSED.write_text(name)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -114,5 +114,5 @@ if __name__ == "__main__":
     wrap()
     code = main()
     if not _AT:
-        Path(os.environ["CRASH_COUNT"]).write_text(str(_passed))
+        _PASSED.write_text("\n".join(_passed))
     sys.exit(code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from colocate.policy import Plan, Policy, View, share_out
+from colocate.policy import Plan, Policy, View, in_order, share_out
 
 
 def split(view: View, service: int, reason: str) -> Plan:
@@ -53,6 +53,25 @@ class Sway(Policy):
     def decide(self, view: View) -> Plan:
         self._ticks += 1
         return split(view, view.total_cores if self._ticks % 16 < 3 else 1, "to and fro")
+
+
+class Swap(Policy):
+    """Of two jobs each has a core of its own in turn, the other shares memcached's; one that is alone does at times.
+
+    Both are so resized every other tick, also where there are but two cores. The other jobs wait.
+    """
+
+    def prepare(self) -> None:
+        self._ticks = 0
+
+    def decide(self, view: View) -> Plan:
+        self._ticks += 1
+        turn, names = self._ticks // 2, [job.name for job in in_order(view.jobs.values(), "")[:2]]
+        if not names:
+            return Plan(1)
+        owner = names[turn % len(names)]
+        share = frozenset(names) - {owner} if len(names) > 1 else frozenset(names[: turn % 2])
+        return Plan(1, {name: int(name == owner) for name in view.jobs}, share, "each in turn")
 
 
 class Raises(Policy):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import docker
 import pytest
 
+from colocate.host import proctree
 from colocate.host.cgroup import JobCgroup, make
 from tests.faults.ledger import Injection
 from tests.faults.watchman import Fault, Watchman, injected
@@ -100,6 +101,20 @@ class Stage:
         """The one process of the one job of the run in progress, once it is the job's program."""
         eventually(lambda: len(self.watchman.jobs()) == 1, "the job's program runs")
         return self.watchman.jobs()[0]
+
+    def first_process(self, job: str) -> int:
+        """The first process of a job of the run in progress; 0 until there is one."""
+        if self.client is not None:
+            return int(self.container(job).attrs["State"]["Pid"])
+        mark = f"{proctree.MARK}=".encode()
+        for pid in self.watchman.jobs():
+            with suppress(OSError):
+                marks = [
+                    word for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if word.startswith(mark)
+                ]
+                if marks and marks[0].endswith(f"/{job}".encode()):
+                    return pid
+        return 0
 
     def container(self, job: str) -> docker.models.containers.Container:
         """The container of a job of the run in progress."""

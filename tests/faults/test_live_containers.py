@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
+from colocate.eventlog import violations
 from colocate.host.cgroup import JobCgroup
 from tests.faults import policies
 from tests.faults.stage import Stage
 from tests.faults.watchman import times
-from tests.memcached_fixture import eventually
+from tests.memcached_fixture import DEADLINE_S, eventually
 
 ALL = frozenset(os.sched_getaffinity(0))
 SWAY = ("--policy", f"{policies.__file__}:Sway")
+SWAP = ("--policy", f"{policies.__file__}:Swap")
+EVERY_S = 0.1  # between two resizes of a job by `Swap`: two periods
 
 
 def states(summary: dict) -> dict[str, str]:
@@ -136,14 +143,66 @@ def test_what_a_job_leaves_running_in_a_session_of_its_own_does_not_outlive_the_
         assert stage.watchman.left() == []
 
 
-def test_jobs_that_end_at_the_moment_of_a_move_are_counted_once(stage: Stage) -> None:
-    jobs = {f"job{number}": f"exit {0 if number % 4 else 3} {200 + 37 * number}" for number in range(times(4, 12))}
-    with stage.begin(jobs, *SWAY, "--retries", "0") as run:
+def test_jobs_that_end_at_the_instant_of_a_resize_are_counted_once(stage: Stage) -> None:
+    """Half of them a moment before the resize that is due, the others right after one; one beside it ends by itself."""
+    rounds, chance = times(3, 24), random.Random(1)  # noqa: S311 -- a seed is wanted
+    jobs: dict[str, str] = {}
+    for number in range(rounds):
+        jobs |= {f"told{number}": "polite", f"own{number}": f"exit {0 if number % 2 else 3} {300 + 37 * (number % 8)}"}
+    with stage.begin(jobs, "--share", *SWAP, "--retries", "0", watch={"sharing": True}) as run:
+        for number in range(rounds):
+            name = f"told{number}"
+            run.until(f" start {name} ")
+            with stage.injected(27) as fault:
+                eventually(lambda: catches(stage, stage.first_process(name), signal.SIGTERM), "it can be told")  # noqa: B023
+                pid = stage.first_process(name)
+                at_s = resized(pid)
+                wait_s = EVERY_S + chance.uniform(-3e-3, 1e-3) if number % 2 else chance.uniform(0, 2e-3)
+                time.sleep(max(0.0, at_s + wait_s - time.monotonic()))
+                os.kill(pid, signal.SIGTERM)
+                fault.over()
+                run.until(f" custom {name} failed+with+exit+code+143\n")
+                fault.recovered()
         assert run.end() == 1, run.errors
-    expected = {name: "failed" if line.startswith("exit 3") else "finished" for name, line in jobs.items()}
-    for name, state in expected.items():
-        with stage.injected(27):
-            assert states(run.summary)[name] == state
-            assert run.log.count(f" start {name} ") == 1
-            assert run.log.count(f" end {name}\n") == (state == "finished")
+    for name, line in jobs.items():
+        code = {"polite": 143, "exit 3": 3, "exit 0": 0}[line[:6]]
+        assert states(run.summary)[name] == ("failed" if code else "finished")
+        assert run.log.count(f" start {name} ") == 1
+        assert run.log.count(f" end {name}\n") == (code == 0)
+        assert run.log.count(f" custom {name} failed+") == (code != 0)
+        assert run.log.count(f" custom {name} failed+with+exit+code+{code}\n") == (code != 0)
+        assert run.log.count(f" update_cores {name} ") >= line.startswith("polite")
+    assert violations(run.log) == []
     assert stage.watchman.left() == []
+
+
+def catches(stage: Stage, pid: int, number: int) -> bool:
+    """Whether that is the job's program already, and has its handler of a signal (proc(5), SigCgt)."""
+    if pid not in stage.watchman.jobs():
+        return False
+    caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def resized(pid: int) -> float:
+    """Wait for the next resize of a job's process; when it was seen, on the monotonic clock."""
+    before, end_s = os.sched_getaffinity(pid), time.monotonic() + DEADLINE_S
+    while os.sched_getaffinity(pid) == before:
+        assert time.monotonic() < end_s, "it is resized"
+        time.sleep(1e-4)
+    return time.monotonic()
+
+
+def test_the_watchman_sees_a_job_on_memcacheds_cores(process_stage: Stage) -> None:
+    """By itself, lest what all tests here rely on be blind."""
+    stage = process_stage
+    with stage.watched() as watchman:
+        job = subprocess.Popen([stage.behave, "spin", "1", stage.token])
+        try:
+            eventually(lambda: watchman.breaches, "it is seen")
+            assert watchman.breaches == [
+                f"job process {job.pid} has run on memcached's cores {sorted(ALL)} for too long"
+            ]
+        finally:
+            job.kill()
+            job.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -12,41 +13,66 @@ import pytest
 
 from tests.faults import policies
 from tests.faults.stage import Stage
-from tests.faults.watchman import FULL, in_time
+from tests.faults.watchman import FULL, in_time, times
 from tests.live import Run
 from tests.memcached_fixture import eventually
 
-SWAY = ("--policy", f"{policies.__file__}:Sway", "--duration", "1s")
+WHOLE = ("--policy", f"{policies.__file__}:Sway", "--duration", "1s")
+SHARED = ("--share", "--policy", f"{policies.__file__}:Swap", "--duration", "1s")
 JOBS = {"one": "spin 1", "two": "exit 0 200"}
 CRASHING = ("-m", "tests.faults.crashing")
 ROOT = str(Path(__file__).parent.parent.parent)
 
 
 @contextmanager
-def crashing(stage: Stage, at: int, directory: Path, *more: str) -> Iterator[Run]:
-    """A short run with a life of everything in it, which dies at that boundary."""
+def crashing(stage: Stage, at: int, directory: Path, *how: str, named: str = "") -> Iterator[Run]:
+    """A short run with a life of everything in it, which dies at that boundary of those so named."""
     directory.mkdir()
     stage.directory = directory
-    env = {"CRASH_AT": str(at), "CRASH_COUNT": str(directory / "boundary"), "PYTHONPATH": ROOT}
-    with stage.begin(JOBS, *SWAY, *more, program=CRASHING, env=env) as run:
+    env = {"CRASH_AT": str(at), "CRASH_NAMED": named, "CRASH_PASSED": str(directory / "passed"), "PYTHONPATH": ROOT}
+    watch = {"sharing": "--share" in how}
+    with stage.begin(JOBS, *how, watch=watch, program=CRASHING, env=env) as run:
         yield run
 
 
-@pytest.mark.parametrize("sharing", [False, True], ids=["whole cores", "shared"])
-def test_killed_at_every_boundary_everything_is_put_back(stage: Stage, tmp_path: Path, sharing: bool) -> None:
-    more = ("--share",) if sharing else ()
-    with crashing(stage, 0, tmp_path / "whole", *more) as run:
+def passed(stage: Stage, directory: Path, *how: str, named: str = "") -> list[str]:
+    """The boundaries so named that a run passes which nobody kills; one that shares has really shared."""
+    with crashing(stage, 0, directory, *how, named=named) as run:
         assert run.end() == 3, run.errors
-    count = int((tmp_path / "whole/boundary").read_text())
+    if "--share" in how:
+        assert moved(run.log, "one") >= {"[0]", "[1]"}, f"its cores, and memcached's, which has core 0: {run.log}"
+        assert not moved(run.log, "memcached"), "it has kept core 0"
+    return (directory / "passed").read_text().splitlines()
+
+
+def moved(log: str, whom: str) -> set[str]:
+    """The cores to which the log says that it was moved."""
+    return set(re.findall(rf" update_cores {whom} (\[[\d,]+\])", log))
+
+
+@pytest.mark.parametrize("how", [WHOLE, SHARED], ids=["whole cores", "shared"])
+def test_killed_at_every_boundary_everything_is_put_back(stage: Stage, tmp_path: Path, how: tuple[str, ...]) -> None:
+    sharing, count = how is SHARED, len(passed(stage, tmp_path / "whole", *how))
     assert count > 50
     step = count if sharing else count // 3
     if FULL:  # every one, where a run takes a second; every other one, or a few, where it takes longer
         step = count // 20 if sharing else {"process": 1, "docker": 2}[stage.runtime]
     killed = 0
     for at in range(1 + int(stage.token[-4:], 16) % step, count + 1, step):
-        killed += died(stage, at, tmp_path / str(at), *more)
+        killed += bool(died(stage, at, tmp_path / str(at), *how))
     assert killed
     assert stage.watchman.left() == []  # nor has anything come after that
+
+
+def test_killed_at_a_resize_everything_is_put_back(stage: Stage, tmp_path: Path) -> None:
+    runtime = {"process": "ProcessRuntime", "docker": "ContainerRuntime"}[stage.runtime]
+    told = [f"{when} {runtime}.resize" for when in ("before", "after")]
+    found = passed(stage, tmp_path / "whole", *SHARED, named=".resize")
+    assert len(found) > 8
+    assert set(found) == set(told)
+    names = [died(stage, at, tmp_path / str(at), *SHARED, named=".resize") for at in range(1, 1 + times(2, 8))]
+    assert set(names) == set(told)
+    assert stage.watchman.left() == []
 
 
 def closed(log: str) -> bool:
@@ -54,17 +80,17 @@ def closed(log: str) -> bool:
     return log.endswith(" end scheduler\n") or "start memcached" not in log
 
 
-def died(stage: Stage, at: int, directory: Path, *more: str) -> bool:
-    """Whether it did, at that boundary; fewer may be passed than the time before."""
-    with crashing(stage, at, directory, *more) as run:
+def died(stage: Stage, at: int, directory: Path, *how: str, named: str = "") -> str:
+    """The boundary at which it died; empty if it did not: fewer may be passed than the time before."""
+    with crashing(stage, at, directory, *how, named=named) as run:
         code = run.end()
         died_s = time.monotonic()
         if code != -signal.SIGKILL:
             assert code == 3, run.errors
-            return False
-        where = (directory / "boundary").read_text()
+            return ""
+        where = (directory / "passed").read_text()
         with stage.injected(16) as fault:
             fault.recovery_s = stage.watchman.back_after(died_s)
             assert in_time(fault.recovery_s), f"{fault.recovery_s:.2f} s, killed {where}"
             eventually(lambda: closed(run.log), "the log has its last line")
-    return True
+    return where

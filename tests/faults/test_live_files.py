@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from colocate.eventlog import violations
+from colocate.host.state import StateFile
 from tests.faults import policies
 from tests.faults.stage import Stage
-from tests.faults.watchman import FULL
+from tests.faults.watchman import times
 from tests.live import colocate, masks
 from tests.memcached_fixture import eventually
 
@@ -136,16 +140,62 @@ def test_a_disk_that_turns_read_only_stops_no_run(process_stage: Stage, where: s
             fault.recovered()
 
 
-DAMAGE = {
+@pytest.mark.parametrize("kind", ["full", "read-only"])
+def test_a_guard_that_can_write_nothing_puts_everything_back(stage: Stage, kind: str) -> None:
+    """Killed while the disk of the state directory takes nothing; only what cannot be removed from it stays."""
+    disk_of = {"full": small_disk, "read-only": failing_disk}[kind]
+    with disk_of(stage.directory / "state") as disk, stage.begin({"spin": "spin 1"}, *SWAY) as run:
+        run.until("start spin")
+        with stage.injected(18) as fault:
+            (fill if kind == "full" else fail)(disk)
+            run.process.kill()
+            run.process.wait()
+            fault.over()
+            stays = "state.json" if kind == "read-only" else None
+            eventually(
+                lambda: [line for line in stage.watchman.left() if Path(line).name != stays] == [], "all is back"
+            )
+            fault.recovered()
+
+
+def rebooted(data: bytes) -> bytes:
+    """The same, of another boot."""
+    with tempfile.TemporaryDirectory() as place:
+        file = StateFile(Path(place))
+        file.path.write_bytes(data)
+        saved = file.read()
+        assert saved is not None
+        file.write(replace(saved, boot_id="another"))
+        return file.path.read_bytes()
+
+
+def flipped_in_a_mask(data: bytes) -> bytes:
+    """Another core in the mask of a thread: what is as good a state file as before, but for a checksum."""
+    at = data.index(b'": "', data.index(b'"masks"')) + 4
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def flipped_somewhere(seed: int) -> Callable[[bytes], bytes]:
+    """One bit, at a place drawn from a seed."""
+
+    def flipped(data: bytes) -> bytes:
+        at, bit = divmod(random.Random(seed).randrange(8 * len(data)), 8)  # noqa: S311 -- a seed is wanted
+        return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
+
+    return flipped
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda data: data[: len(data) // 2],
-    "empty": lambda data: b"",
-    "bit-flipped": lambda data: bytes([data[0] ^ 1]) + data[1:],
+    "before a reboot": rebooted,
+    "bit-flipped in a mask": flipped_in_a_mask,
+    **{f"bit-flipped, seed {seed}": flipped_somewhere(seed) for seed in range(times(1, 8))},
+    "empty": lambda _: b"",
     "of a future version": lambda data: json.dumps({**json.loads(data), "version": 99}).encode(),
-    "before a reboot": lambda data: json.dumps({**json.loads(data), "boot_id": "another"}).encode(),
 }
 
 
-SOME = DAMAGE if FULL else ["truncated", "before a reboot"]
+SOME = [*DAMAGE][: times(4, len(DAMAGE))]
 
 
 @pytest.mark.parametrize("damage", SOME)

@@ -39,6 +39,7 @@ class Watchman:
 
     An overlap of memcached's cores and a job's counts when the job goes on using CPU there for longer than
     `patience_s`: memcached's growth comes before the jobs' shrinking, and a foreign change lasts until it is seen.
+    A look that comes late itself counts as two periods at most: on a machine so slow the controller is late, too.
 
     Args:
         server: the memcached.
@@ -57,14 +58,15 @@ class Watchman:
     def __init__(
         self, server: Memcached, token: str, directory: Path, client: docker.DockerClient | None = None, *,
         cores: frozenset[int] = frozenset(os.sched_getaffinity(0)), floor: int = 1, sharing: bool = False,
-        patience_s: float = 20.0,
+        patience_s: float = 1.0,
     ) -> None:  # fmt: skip
         self.checks = 0
         self.breaches: list[str] = []
         self.before = masks(server.pid)
         self._server, self._token, self._directory, self._client = server, token, directory, client
         self._cores, self._floor, self._sharing, self._patience_s = cores, floor, sharing, patience_s
-        self._overlaps: dict[int, tuple[float, int]] = {}  # by pid: since when, CPU time at the last look
+        self._overlaps: dict[int, tuple[float, int]] = {}  # by pid: for how long, CPU time at the last look
+        self._looked_s = time.monotonic()
         self._runs: set[str] = set()
         self._excused = threading.Event()
         self._over = threading.Event()
@@ -80,7 +82,7 @@ class Watchman:
 
     @contextlib.contextmanager
     def excused(self) -> Iterator[None]:
-        """Nobody can keep the cores apart meanwhile: the controller is frozen, or somebody else is at them."""
+        """Nobody can keep the cores apart meanwhile: the controller is frozen, or others have memcached's pid."""
         self._excused.set()
         try:
             yield
@@ -164,15 +166,16 @@ class Watchman:
 
     def _apart(self, service: frozenset[int], jobs: dict[int, set[frozenset[int]]]) -> None:
         now_s = time.monotonic()
+        passed_s, self._looked_s = min(now_s - self._looked_s, 2 * _LOOK_S), now_s
         before, self._overlaps = self._overlaps, {}
         for pid, found in jobs.items():
             shared = service & frozenset().union(*found)
             used = _cpu_ticks(pid)
             if not shared or used is None or self._excused.is_set():
                 continue
-            since_s, used_before = before.get(pid, (now_s, -1))
-            self._overlaps[pid] = (since_s if used > used_before else now_s, used)
-            if now_s - self._overlaps[pid][0] > self._patience_s:
+            for_s, used_before = before.get(pid, (0.0, used))
+            self._overlaps[pid] = (for_s + passed_s if used > used_before else 0.0, used)
+            if self._overlaps[pid][0] > self._patience_s:
                 self._breach(f"job process {pid} has run on memcached's cores {sorted(shared)} for too long")
 
     def _log(self) -> None:

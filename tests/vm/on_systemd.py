@@ -181,11 +181,16 @@ def plugged(cpu: int, *, into: bool) -> None:
     (CPUS / f"cpu{cpu}/online").write_text("1" if into else "0")
 
 
+def apart(held: list[set[int]]) -> bool:
+    """Whether memcached, which comes first, shares no core with a job."""
+    return not held[0] & set().union(*held[1:])
+
+
 @pytest.mark.parametrize("cpu", [1, 3])
 def test_a_cpu_that_goes_and_comes_back(
     tmp_path: Path, service: Service, jobs: Path, docker_client: docker.DockerClient, cpu: int
 ) -> None:
-    with running(tmp_path, service, "--jobs", str(jobs)) as run:
+    with running(tmp_path, service, "--jobs", str(jobs), "--policy", "static", "--no-share") as run:
         run.until("start other")
         try:
             plugged(cpu, into=False)
@@ -197,6 +202,7 @@ def test_a_cpu_that_goes_and_comes_back(
 
             for _ in range(20):
                 in_time(lambda: all(cores and cores <= left for cores in held()), "only cores that are there")
+                in_time(lambda: apart(held()), "memcached's cores and the jobs' are disjoint")
                 assert run.process.poll() is None, run.errors
                 subprocess.run(["sleep", "0.2"], check=True)
             assert service.pid
@@ -204,6 +210,23 @@ def test_a_cpu_that_goes_and_comes_back(
             plugged(cpu, into=True)
         assert run.end(signal.SIGTERM) == 143, run.errors
     assert violations(run.log) == []
+    assert containers(docker_client) == []
+
+
+def test_nobody_leaves_the_cores_that_the_run_may_manage(
+    tmp_path: Path, service: Service, jobs: Path, docker_client: docker.DockerClient
+) -> None:
+    before = masks(service.pid)
+    with running(tmp_path, service, "--jobs", str(jobs), "--cores", "1-2", "--policy", "static", "--set",
+                 "service_cores=1", "--no-share") as run:  # fmt: skip
+        run.until("start spin")
+        for _ in range(20):
+            assert one_mask(service.pid) <= {1, 2}
+            assert all(one_mask(pid) <= {1, 2} for pid in pids(docker_client))
+            assert run.process.poll() is None, run.errors
+            time.sleep(0.1)
+        assert run.end(signal.SIGTERM) == 143, run.errors
+    assert masks(service.pid) == before
     assert containers(docker_client) == []
 
 
