@@ -40,7 +40,7 @@ def passed(stage: Stage, directory: Path, *how: str, named: str = "") -> list[st
     with crashing(stage, 0, directory, *how, named=named) as run:
         assert run.end() == 3, run.errors
     if "--share" in how:
-        assert moved(run.log, "one") >= {"[0]", "[1]"}, f"its cores, and memcached's, which has core 0: {run.log}"
+        assert "[0]" in moved(run.log, "one") | moved(run.log, "two"), f"memcached's core: {run.log}"
         assert not moved(run.log, "memcached"), "it has kept core 0"
     return (directory / "passed").read_text().splitlines()
 
@@ -68,10 +68,9 @@ def test_killed_at_a_resize_everything_is_put_back(stage: Stage, tmp_path: Path)
     runtime = {"process": "ProcessRuntime", "docker": "ContainerRuntime"}[stage.runtime]
     told = [f"{when} {runtime}.resize" for when in ("before", "after")]
     found = passed(stage, tmp_path / "whole", *SHARED, named=".resize")
-    assert len(found) > 8
     assert set(found) == set(told)
-    names = [died(stage, at, tmp_path / str(at), *SHARED, named=".resize") for at in range(1, 1 + times(2, 8))]
-    assert set(names) == set(told)
+    names = {died(stage, at, tmp_path / str(at), *SHARED, named=".resize") for at in range(1, 1 + times(2, 4))}
+    assert names >= set(told)
     assert stage.watchman.left() == []
 
 
