@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from colocate.testing.schedule import Fault, Kind, Schedule, draw
 from tests.faults.ledger import FAULTS, Injection
+from tests.faults.live_world import LiveWorld
 from tests.faults.world import POLICIES, TICKS, World, try_seed, world_of
 
 SEEDS = (
@@ -34,7 +35,7 @@ NUMBER = {  # a kind of fault to its row
 KILL = 16
 
 
-def injected(world: World) -> Counter[int]:
+def injected(world: World | LiveWorld) -> Counter[int]:
     """How often each fault of the list has happened in a run."""
     faults: Counter[int] = Counter()
     for kind, times in world.chaos.injected.items():
