@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from colocate.testing.schedule import Fault, Kind, Schedule, draw
 from tests.faults.ledger import FAULTS, Injection
 from tests.faults.live_world import LiveWorld
+from tests.faults.watchman import times
 from tests.faults.world import POLICIES, TICKS, World, try_seed, world_of
 
 SEEDS = (
@@ -154,5 +155,5 @@ class Faults(RuleBasedStateMachine):
             assert not self.world.replayed()
 
 
-Faults.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+Faults.TestCase.settings = settings(max_examples=times(30, 1000), stateful_step_count=20, deadline=None)
 TestFaults = Faults.TestCase
