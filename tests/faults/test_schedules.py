@@ -39,8 +39,8 @@ KILL = 16
 def injected(world: World | LiveWorld) -> Counter[int]:
     """How often each fault of the list has happened in a run."""
     faults: Counter[int] = Counter()
-    for kind, times in world.chaos.injected.items():
-        faults[NUMBER[kind]] += times
+    for kind, count in world.chaos.injected.items():
+        faults[NUMBER[kind]] += count
     faults[KILL] += world.killed
     faults[world.load] += world.load > 0
     return +faults
