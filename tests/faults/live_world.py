@@ -189,7 +189,7 @@ class LiveWorld(Course):
         self.hands = Hands(stage.token, stage.client, server)
         self.watchman = Watchman(server, stage.token, directory.parent, stage.client, sharing=True)
         try:
-            self.begin(Machine(host, self.hands, self.look, specs, topology, datetime.now, 25.0, slow=_SLOW))
+            self.begin(Machine(host, self.hands, self.look, specs, topology, datetime.now, DEADLINE_S, slow=_SLOW))
             with self.watchman, pressing(server.port) as self._press:
                 yield
         finally:
