@@ -3,7 +3,9 @@
 A `colocate.testing.schedule.Schedule` says which fault begins at which tick. `ChaosHost` wraps any host and lets it
 happen; what it did behind the controller's back stands in `touched`, so that a checker
 (`colocate.testing.invariants`) knows what has to be put right. Every choice comes from the seed: the same schedule on
-the same simulated machine gives the same log.
+the same simulated machine gives the same log. What somebody else does to the machine is done by an `Others`: pretended
+on a simulated machine, real on a real one. A fault that meets nothing (no move that it could fail, no job that it could
+end) has not happened: it is not counted and touches nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from functools import partial
 from colocate.cores import CoreSet
 from colocate.jobs import JobEvent, JobEventKind
 from colocate.move import SERVICE, Host, Move, MoveError, MoveKind, OnExit
+from colocate.testing.others import Others, Pretended
 from colocate.testing.schedule import Fault, Kind, Schedule
 from colocate.view import Observation, ServiceSample, Signal
 
@@ -28,6 +31,8 @@ _NONSENSE = (math.nan, math.inf, -math.inf, -1.0, 0.0, 1e3, 1e-3)  # the last tw
 _CHANGES = {
     MoveKind.RESIZE: JobEventKind.RESIZED, MoveKind.PAUSE: JobEventKind.PAUSED, MoveKind.RESUME: JobEventKind.RESUMED
 }  # fmt: skip
+_WAITS = frozenset({Kind.VANISH, Kind.EXIT, Kind.IGNORED, Kind.REFUSED, Kind.ON_ITS_WAY, Kind.PARTIAL})  # for a victim
+_BEGINNINGS = (MoveKind.CREATE, MoveKind.START)
 
 
 class Killed(BaseException):
@@ -41,17 +46,21 @@ class ChaosHost:
         host: the real one.
         schedule: the faults.
         cores: the managed cores.
+        others: do what somebody else does; None pretends it by the host's own moves.
+        slow: how long the controller is held up, as a share of the usual; for a machine whose time is real.
 
     Attributes:
         tick: how often `observe` was called.
         steps: how often the controller has come back from the host; a kill hits between any two.
-        injected: how often each kind of fault has happened.
+        injected: how many faults of each kind have happened.
         touched: by job (or memcached): the tick at which it was last changed, or kept from changing, by a fault.
         blind: the last tick at which affinities and jobs could not be looked at.
         completed: how often each job has run to its end.
     """
 
-    def __init__(self, host: Host, schedule: Schedule, cores: CoreSet) -> None:
+    def __init__(
+        self, host: Host, schedule: Schedule, cores: CoreSet, others: Others | None = None, *, slow: float = 1.0
+    ) -> None:
         self.tick = 0
         self.steps = 0
         self.injected: Counter[Kind] = Counter()
@@ -60,15 +69,16 @@ class ChaosHost:
         self.completed: Counter[str] = Counter()
         self._host = host
         self._cores = cores
+        self._others = others or Pretended(host, cores)
+        self._slow = slow
         self._waiting = list(schedule.faults)
         self._kill_at = schedule.kill_at
         self._on: list[Fault] = []
+        self._met: set[Fault] = set()  # those of them that have happened
         self._moves = 0  # of this tick
         self._running: list[str] = []
-        self._fates: dict[str, JobEvent] = {}  # what is told of a job that a fault ended
         self._held: list[tuple[float, JobEvent]] = []  # events that are told later, and when
         self._due: list[tuple[float, Move, bool]] = []  # moves that are made later, when, and whether that is told
-        self._pid = 0  # added to memcached's
         self._seen: Observation | None = None
         self._frozen: dict[Fault, ServiceSample] = {}
 
@@ -77,11 +87,10 @@ class ChaosHost:
         self._waiting.append(fault)
 
     def on(self, kind: Kind) -> Fault | None:
-        """The fault of this kind that lasts now; it counts as injected."""
-        for fault in self._on:
-            if fault.kind is kind:
-                return fault
-        return None
+        """The fault of this kind that lasts now; it happens to whoever asks."""
+        if fault := self._lasts(kind):
+            self._happens(fault)
+        return fault
 
     def interrupted(self) -> int:
         """For the loop: the signal that asks for the end, or 0."""
@@ -97,18 +106,30 @@ class ChaosHost:
         self._step()
         self.tick += 1
         self._moves = 0
-        over, self._on = self._on, [fault for fault in self._on if self.tick < fault.tick + fault.ticks]
-        for fault in over:
-            if fault.kind is Kind.GONE and fault not in self._on:  # a new process is pinned to nothing
-                self._pid += 1
-                self._meddle(Move(MoveKind.PIN, SERVICE, self._cores))
+        over, self._on = (
+            self._on,
+            [
+                fault
+                for fault in self._on
+                if self.tick < fault.tick + fault.ticks or (fault.kind in _WAITS and fault not in self._met)
+            ],
+        )
+        self._met &= {*self._on}
+        gone = any(fault.kind is Kind.GONE for fault in over)
+        if gone and not self._lasts(Kind.GONE) and self._others.restart_service():
+            self._touch(SERVICE)
         for fault in [fault for fault in self._waiting if fault.tick <= self.tick]:
             self._waiting.remove(fault)
-            self._begin(replace(fault, tick=self.tick))
+            self._on.append(replace(fault, tick=self.tick))
+        for fault in self._on:
+            if fault not in self._met:
+                self._once(fault)
         self._make_due()
-        seen = self._host.observe()
+        seen = self._heard()
         if seen.jobs:
             self._running = sorted(seen.jobs)
+        if not seen.service.alive:
+            self._touch(SERVICE)
         seen = self._tampered(replace(seen, events=self._told(seen.events)))
         self._seen = seen
         self._step()
@@ -125,10 +146,11 @@ class ChaosHost:
     def wait(self, until_s: float) -> None:
         """See `Host.wait`."""
         self._step()
-        if (fault := self.on(Kind.FREEZE)) and fault.tick == self.tick:
-            until_s = self._host.now() + FREEZE_S
+        if (fault := self._lasts(Kind.FREEZE)) and fault.tick == self.tick:
+            self._happens(fault)
+            until_s = self._host.now() + FREEZE_S * self._slow
         elif fault := self.on(Kind.LATE_TICKS):
-            until_s += (0.1, 0.3, 1.1, 3.0)[fault.pick % 4]
+            until_s += (0.1, 0.3, 1.1, 3.0)[fault.pick % 4] * self._slow
         else:
             self._host.wait(until_s)
             return
@@ -136,7 +158,7 @@ class ChaosHost:
             before_s = self._host.now()
             self._host.wait(until_s)
             if self._host.now() == before_s:  # it waits for somebody to take in what has happened
-                self._held += [(before_s, self._fated(event)) for event in self._host.observe().events]
+                self._held += [(before_s, event) for event in self._heard().events]
 
     def deadline(self, seconds: float) -> AbstractContextManager[None]:
         """See `Host.deadline`."""
@@ -154,60 +176,65 @@ class ChaosHost:
         if self._kill_at and self.steps >= self._kill_at:
             raise Killed
 
-    def _begin(self, fault: Fault) -> None:
-        """A fault begins; what happens only once, happens now."""
-        self.injected[fault.kind] += 1
-        self._on.append(fault)
-        if fault.kind is Kind.FOREIGN and fault.pick % 4 == 0:
-            count = 1 + fault.pick // 4 % len(self._cores)
-            self._meddle(Move(MoveKind.PIN, SERVICE, frozenset(sorted(self._cores)[-count:])))
-        if not self._running:
-            return
-        job = self._running[fault.pick // 8 % len(self._running)]
-        if fault.kind is Kind.FOREIGN and fault.pick % 4 == 1:
-            core = sorted(self._cores)[fault.pick // 64 % len(self._cores)]
-            self._meddle(Move(MoveKind.RESIZE, job, frozenset({core})))
-        elif fault.kind is Kind.FOREIGN and fault.pick % 4 == 2:
-            self._meddle(Move(MoveKind.PAUSE if fault.pick // 4 % 2 else MoveKind.RESUME, job))
-        elif fault.kind is Kind.VANISH:
-            self._finish(JobEvent(job, JobEventKind.GONE, 0.0, detail="removed by somebody"))
-        elif fault.kind is Kind.EXIT and fault.pick % 2:
-            self._finish(JobEvent(job, JobEventKind.EXITED, 0.0, code=(1, 137, 139)[fault.pick // 2 % 3]))
+    def _lasts(self, kind: Kind) -> Fault | None:
+        return next((fault for fault in self._on if fault.kind is kind), None)
 
-    def _meddle(self, move: Move) -> None:
-        """Somebody else does something, and nobody tells the controller."""
-        self._touch(move.target)
-        try:
-            self._host.act(move)
-        except MoveError:
-            return
+    def _happens(self, fault: Fault, target: str = "") -> None:
+        """A fault takes effect, on memcached or a job if it is one of those."""
+        if fault not in self._met:
+            self._met.add(fault)
+            self.injected[fault.kind] += 1
+        if target:
+            self._touch(target)
 
     def _touch(self, target: str) -> None:
         self.touched[target] = self.tick
 
-    def _finish(self, fate: JobEvent) -> None:
-        """End a job; `fate` is what will be told of it."""
-        if fate.job not in self._fates:
-            self._fates[fate.job] = fate
-            self._meddle(Move(MoveKind.STOP, fate.job))
+    def _once(self, fault: Fault) -> None:
+        """What happens only once, happens as soon as it can."""
+        kind, pick, others = fault.kind, fault.pick, self._others
+        cores = sorted(self._cores)
+        last = frozenset(cores[-1 - pick // 4 % len(cores) :])
+        if (kind is Kind.GONE and others.kill_service()) or (
+            kind is Kind.FOREIGN and pick % 4 == 0 and others.pin(last)
+        ):
+            self._happens(fault, SERVICE)
+        if not self._running:
+            return
+        job = self._running[pick // 8 % len(self._running)]
+        match kind:
+            case Kind.FOREIGN if pick % 4 == 1:
+                done = others.confine(job, frozenset({cores[pick // 64 % len(cores)]}))
+            case Kind.FOREIGN if pick % 4 == 2:
+                done = others.pause(job, paused=bool(pick // 4 % 2))
+            case Kind.VANISH:
+                done = others.end(job, None)
+            case Kind.EXIT if pick % 2:
+                done = others.end(job, (1, 137, 139)[pick // 2 % 3])
+            case _:
+                return
+        if done:
+            self._happens(fault, job)
 
-    def _fated(self, event: JobEvent) -> JobEvent:
-        """An event as it is told of a job that a fault may have ended."""
-        if event.kind in (JobEventKind.EXITED, JobEventKind.GONE):
-            fate = self._fates.pop(event.job, None)
-            if fate is not None and event.code != 0:  # it may have come to its own end before
-                event = replace(event, kind=fate.kind, code=fate.code, detail=fate.detail)
-            self.completed[event.job] += event.code == 0
-        return event
+    def _heard(self) -> Observation:
+        """What the machine tells, before any fault is at it."""
+        seen = self._others.told(self._host.observe())
+        for event in seen.events:
+            if event.kind is JobEventKind.EXITED:
+                self.completed[event.job] += event.code == 0
+        return seen
 
     def _told(self, events: Iterable[JobEvent]) -> tuple[JobEvent, ...]:
         """What the controller is told now."""
         now_s = self._host.now()
-        told = [self._fated(event) for event in events]
-        if self.on(Kind.ENGINE):
+        told = [*events]
+        if fault := self._lasts(Kind.ENGINE):
+            if told:
+                self._happens(fault)
             self._held += [(now_s + LISTING_S, event) for event in told]
             told = []
-        elif fault := self.on(Kind.EVENTS):
+        elif fault := self._lasts(Kind.EVENTS):
+            before = [*told]
             match fault.pick % 5:
                 case 0:
                     self._held += [(now_s + LISTING_S, event) for event in told]
@@ -223,6 +250,8 @@ class ChaosHost:
                 case _:
                     kind = [*JobEventKind][fault.pick // 5 % len(JobEventKind)]
                     told.append(JobEvent("stranger", kind, now_s, code=0, cores=self._cores))
+            if told != before:
+                self._happens(fault)
         elif self._held:
             told = [event for due_s, event in self._held if due_s <= now_s] + told
             self._held = [one for one in self._held if one[0] > now_s]
@@ -231,9 +260,8 @@ class ChaosHost:
     def _tampered(self, seen: Observation) -> Observation:
         """The observation with what is wrong with its signals now."""
         service = seen.service
-        if self._pid:
-            service = replace(service, pid=(service.pid or 1) + self._pid)
         for fault in self._on:
+            before = seen, service
             match fault.kind:
                 case Kind.UNKNOWN:
                     service = _signals(service, fault.pick, lambda _: Signal())
@@ -254,10 +282,6 @@ class ChaosHost:
                 case Kind.UNLOADED:
                     fine = Signal(0.05, 0.0, fault.pick % 2)
                     service = replace(service, latency_ms=fine, qps=Signal(0.0, 0.0, 1))
-                case Kind.GONE:
-                    self.blind = self.tick
-                    self._touch(SERVICE)
-                    service = ServiceSample(alive=False, pid=service.pid, threads=service.threads)
                 case Kind.THREADS if service.affinity:
                     service = replace(
                         service,
@@ -266,19 +290,17 @@ class ChaosHost:
                     )
                 case Kind.FOREIGN if fault.pick % 4 == 3:
                     seen = replace(seen, can_share=False)
+            if (seen, service) != before:
+                self._happens(fault)
         return replace(seen, service=service)
 
     def _pin(self, move: Move) -> bool:
-        if self.on(Kind.GONE):
+        if self._others.hidden_death:
             raise MoveError("no such process")
-        if fault := self.on(Kind.REFUSED):
-            if fault.pick % 3 == 1:
-                self._host.act(move)
-            if fault.pick % 3 < 2:
-                self._touch(SERVICE)
-                raise MoveError("told to fail")
-        if (fault := self.on(Kind.IGNORED)) and fault.pick % 2:
-            self._touch(SERVICE)
+        if fault := self._lasts(Kind.REFUSED):
+            self._refuse(fault, move)
+        if (fault := self._lasts(Kind.IGNORED)) and fault.pick % 2:
+            self._happens(fault, SERVICE)
             return True
         self._fail_partly(move)
         return self._host.act(move)
@@ -286,31 +308,27 @@ class ChaosHost:
     def _act(self, move: Move) -> bool:
         """A job's move."""
         job, kind = move.target, move.kind
-        begins = kind in (MoveKind.CREATE, MoveKind.START)
-        if self.on(Kind.ENGINE):
-            self._touch(job)
+        if fault := self._lasts(Kind.ENGINE):
+            self._happens(fault, job)
             raise MoveError("the engine does not answer")
-        if (fault := self.on(Kind.REFUSED)) and _concerns(fault, kind):
-            self._touch(job)
-            if fault.pick % 3 == 1 and not begins:
-                self._host.act(move)
-            if fault.pick % 3 != 2:
-                raise MoveError("told to fail")
+        if (fault := self._lasts(Kind.REFUSED)) and _concerns(fault, kind):
+            self._refuse(fault, move)
         self._fail_partly(move)
-        if kind is MoveKind.RESIZE and (fault := self.on(Kind.EXIT)) and not fault.pick % 2:
-            self._finish(JobEvent(job, JobEventKind.EXITED, 0.0, code=0))
-            if fault.pick // 2 % 2:
+        ends = self._lasts(Kind.EXIT) if kind is MoveKind.RESIZE else None
+        if ends and not ends.pick % 2 and self._others.end(job, 0):
+            self._happens(ends, job)
+            if ends.pick // 2 % 2:
                 raise MoveError("it has ended")
             return True
-        if (fault := self.on(Kind.IGNORED)) and kind in _CHANGES and _concerns(fault, kind):
-            self._touch(job)
+        if (fault := self._lasts(Kind.IGNORED)) and kind in _CHANGES and _concerns(fault, kind):
+            self._happens(fault, job)
             return True
         self._due = [one for one in self._due if (one[1].target, one[1].kind) != (job, kind)]  # the last wish wins
-        if (fault := self.on(Kind.ON_ITS_WAY)) and _concerns(fault, kind):
-            self._touch(job)
+        if (fault := self._lasts(Kind.ON_ITS_WAY)) and _concerns(fault, kind):
+            self._happens(fault, job)
             later_s = self._host.now() + (0.02, 0.2, 1.0, 3.0)[fault.pick // 4 % 4]
             variant = fault.pick % 4
-            if begins or variant == 0:
+            if kind in _BEGINNINGS or variant == 0:
                 self._due.append((later_s, move, True))
                 return False
             if variant == 1:  # never
@@ -320,9 +338,16 @@ class ChaosHost:
             return done if variant == 2 else False
         return self._host.act(move)
 
+    def _refuse(self, fault: Fault, move: Move) -> None:
+        """Fail a move: without an effect, or with one, where that can be put right."""
+        self._happens(fault, move.target)
+        if fault.pick % 2 and move.kind not in _BEGINNINGS:
+            self._host.act(move)
+        raise MoveError("told to fail")
+
     def _fail_partly(self, move: Move) -> None:
-        if (fault := self.on(Kind.PARTIAL)) and (self._moves == 2 if fault.pick % 2 else self._moves > 1):
-            self._touch(move.target)
+        if (fault := self._lasts(Kind.PARTIAL)) and (self._moves == 2 if fault.pick % 2 else self._moves > 1):
+            self._happens(fault, move.target)
             raise MoveError("told to fail in the middle")
 
     def _make_due(self) -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from colocate.controller import Controller
-from colocate.cores import CoreSet
 from colocate.eventlog import violations
 from colocate.jobs import ENDED, JobState
+from colocate.lifecycle import PATIENCE_S
 from colocate.move import SERVICE, Move, MoveKind, OnExit
 from colocate.testing.chaos import ChaosHost
+from colocate.testing.others import Situation
 from colocate.view import Observation, ServiceSample, Signal
 
 RECOVERY_TICKS = 90  # a wish's patience (2 s) and a back-off (1 s) at the usual period, and a second and a half
@@ -27,14 +28,6 @@ RISING = 1.2  # of the CPU use now over the least of the last `RISING_S`
 _RISING_CORES = 0.1  # less than that is noise
 _SHORTEST_MS = 1e-3  # no latency is shorter
 _NO_LAST_LINE = "the last line is not `end scheduler`"
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """How a machine really is: memcached's cores; of each job that runs or is paused, its cores and whether it is."""
-
-    service: CoreSet
-    jobs: Mapping[str, tuple[CoreSet, bool]]
 
 
 class BrokenError(AssertionError):
@@ -119,6 +112,7 @@ class Invariants:
         self._used: deque[tuple[float, float]] = deque()  # memcached's CPU of late
         self._seen: Observation | None = None
         self._gap_s = 0.0  # between the last two observations
+        self._excuses: dict[str, int] = {}  # as in the host's `touched`, prolonged while nothing can be looked at
         controller.recording = []
         controller.stepping, controller.settled = self.stepping, self.settled
 
@@ -126,7 +120,8 @@ class Invariants:
         """A tick begins: what the last one left must be in order."""
         self.checks += 1
         self._log_is_legal()
-        self._in_order()
+        self._prolong()
+        self._in_order(seen.time_s)
         controller = self._controller
         self._held = len(controller.service_cores)
         if (decision := controller.decision) is not None:
@@ -206,29 +201,35 @@ class Invariants:
         if found := [one for one in violations(whole) if one != _NO_LAST_LINE]:
             raise BrokenError(f"7: {found[0]}")
 
-    def _in_order(self) -> None:
+    def _in_order(self, now_s: float) -> None:
         """Between two ticks: floor, sets, and who runs beside memcached."""
         real, controller = self._look(), self._controller
         limits, topology = controller.regulator.limits, controller.topology
         for target, cores in ((SERVICE, real.service), *((name, job[0]) for name, job in real.jobs.items())):
             if not cores or not cores <= topology.cores:
                 raise BrokenError(f"3: {target} is on {sorted(cores)}")
-        if controller.decision is None or self._excused(SERVICE) or not controller.service_cores:
+        if controller.decision is None or not controller.service_cores:
             return
-        if len(real.service) < min(limits.floor_cores, len(topology.cores)):
-            raise BrokenError(f"1: memcached has {len(real.service)} cores, the floor is {limits.floor_cores}")
-        if real.service != controller.service_cores:
-            raise BrokenError(f"11: memcached is on {sorted(real.service)}, not on {sorted(controller.service_cores)}")
+        service = controller.service_cores
+        if not self._excused(SERVICE):
+            if len(real.service) < min(limits.floor_cores, len(topology.cores)):
+                raise BrokenError(f"1: memcached has {len(real.service)} cores, the floor is {limits.floor_cores}")
+            if real.service != service:
+                raise BrokenError(f"11: memcached is on {sorted(real.service)}, not on {sorted(service)}")
         for name, (cores, paused) in real.jobs.items():
             job = controller.jobs[name]
             if self._excused(name) or job.state in ENDED:
                 continue
-            if not paused and name not in controller.decision.plan.share and cores & real.service:
-                raise BrokenError(f"2: {name} runs on {sorted(cores)}, memcached on {sorted(real.service)}")
-            if job.state in (JobState.RUNNING, JobState.PAUSED) and (job.cores, job.state is JobState.PAUSED) != (
-                cores,
-                paused,
-            ):
+            was_paused = job.state is JobState.PAUSED
+            on_its_way = (job.wish_cores, job.wish_paused) != (
+                job.cores,
+                was_paused,
+            ) and now_s - job.wish_s <= PATIENCE_S
+            apart = name not in controller.decision.plan.share
+            if apart and not paused and not on_its_way and cores & service:
+                raise BrokenError(f"2: {name} runs on {sorted(cores)}, memcached has {sorted(service)}")
+            known = cores in (job.cores, job.wish_cores) and paused in (was_paused, job.wish_paused)
+            if job.state in (JobState.RUNNING, JobState.PAUSED) and not known:
                 raise BrokenError(
                     f"11: {name} is {job.state} on {sorted(job.cores)}, really {sorted(cores)}, {paused=}"
                 )
@@ -291,8 +292,13 @@ class Invariants:
 
     def _excused(self, target: str) -> bool:
         """Whether a fault has touched it so lately that it need not be put right yet."""
-        touched = max(self._host.touched.get(target, self._host.blind), self._host.blind)
-        return self._host.tick - touched < RECOVERY_TICKS
+        touched = self._host.touched.get(target)
+        return touched is not None and self._host.tick - max(touched, self._excuses.get(target, 0)) < RECOVERY_TICKS
+
+    def _prolong(self) -> None:
+        """What cannot be looked at need not be put right meanwhile."""
+        if self._host.blind == self._host.tick:
+            self._excuses.update({target: self._host.tick for target in self._host.touched if self._excused(target)})
 
 
 def _fresh(signal: Signal, max_age_s: float, least: float = 0.0) -> bool:

@@ -31,7 +31,7 @@ class Kind(enum.StrEnum):
     PARTIAL = "partial"  # the second move of a tick fails, or all from there on
     FOREIGN = "foreign"  # somebody else moves memcached or a job, or takes the priorities away
     EVENTS = "events"  # told late, twice, in another order, of strangers, or only when the host lists
-    DISK = "disk"  # the log's disk is full, also in the middle of a line
+    DISK = "disk"  # the disk of log and metrics is full, also in the middle of a line
     POLICY = "policy"  # raises, overruns, talks nonsense, or wants something foolish
     INTERRUPT = "interrupt"  # SIGTERM
 
@@ -42,7 +42,7 @@ class Fault:
 
     Attributes:
         tick: at which it begins; they are counted by `observe`.
-        ticks: how many it lasts, where it lasts.
+        ticks: how many it lasts, where it lasts; what fails moves or ends jobs waits for the first one for longer.
         pick: chooses among the kind's variants, its signals, its jobs.
     """
 

@@ -7,24 +7,19 @@ import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from colocate.eventlog import SchedulerLogger
 from colocate.jobs import JobSpec
-from colocate.loop import end, perform, run
-from colocate.move import OnExit
-from colocate.policy import Policy, load_policy
 from colocate.sim.calibration import parse_calibration
 from colocate.sim.host import SimHost
 from colocate.sim.run import BEGIN, Setup
 from colocate.sim.traces import Trace, repeated
-from colocate.testing.chaos import ChaosHost, Killed
-from colocate.testing.failing import ChaosLog, Erratic
-from colocate.testing.invariants import BrokenError, Invariants, Situation, Watched, replay
-from colocate.testing.schedule import Kind, Schedule, draw
+from colocate.testing.invariants import BrokenError, Situation
+from colocate.testing.others import Pretended
+from colocate.testing.schedule import draw
 from tests.calibrations import small_text
+from tests.faults.course import PERIOD_S, Course, Machine
 
-PERIOD_S = 0.05
 TICKS = 160  # in which faults begin
-LIMIT_S = 600.0  # a run that is not over by then has lost a job
+LIMIT_S = 600.0
 POLICIES = ("share", "reactive", "mixed", "static")
 STEPS = 3000  # of a usual run; a kill hits at one of them
 _CALIBRATION = parse_calibration(tomllib.loads(small_text("none")), "small", "small.toml")
@@ -37,30 +32,18 @@ _HARD_S, _CALM_QPS = 15.0, 12_000.0  # then the load is one that leaves the jobs
 
 
 @dataclass(slots=True)
-class World:
-    """One run to be.
+class World(Course):
+    """One simulated run to be.
 
     Attributes:
         load: the fault that the load is; 0 for none.
-        killed: whether the controller has been.
     """
 
-    seed: int
-    schedule: Schedule
-    directory: Path
-    policy_name: str = "share"
     load: int = 0
     jobs: int = 3
     cores: int = 4
-    retries: int = 1
-    on_exit: OnExit = "stop"
     host: SimHost = field(init=False)
-    chaos: ChaosHost = field(init=False)
-    controller: Watched = field(init=False)
-    log: SchedulerLogger = field(init=False)
-    invariants: Invariants = field(init=False)
     setup: Setup = field(init=False)
-    killed: bool = False
 
     def __post_init__(self) -> None:
         stream = random.Random(f"{self.seed}/world")  # noqa: S311 -- no secret
@@ -68,67 +51,27 @@ class World:
         specs = tuple(JobSpec(name, "nothing:1", ("./run",), stream.choice((1, 2, 3))) for name in "abcd"[: self.jobs])
         work = {spec.name: replace(figures, alone_s=stream.choice((0.3, 1.5, 4.0))) for spec in specs}
         interval_s = stream.choice((0.7, 1.0, 2.0))
-        self.setup = Setup(
+        self.setup = setup = Setup(
             replace(_CALIBRATION, jobs=work), specs, _load(self.load, interval_s),
             _CALIBRATION.scenario.slo, _CALIBRATION.topology.only(frozenset(range(self.cores))),
             threads=4 if self.load == 26 else 2, seed=self.seed, period_s=PERIOD_S,
         )  # fmt: skip
-        machine = self.setup.machine()
-        self.host = SimHost(machine, self.setup.threads, _CALIBRATION.delays, self.setup.noise())
-        self.chaos = ChaosHost(self.host, self.schedule, self.setup.topology.cores)
-        self.controller = self._controller()
-        self.log = ChaosLog(self.directory, lambda: BEGIN, self.chaos)
-        self.invariants = Invariants(self.controller, self.chaos, self.look, self.log.path)
-
-    def _controller(self) -> Watched:
-        return Watched(
-            self.setup.jobs, Erratic(self._policy(), self.chaos), self.setup.topology, self.chaos.deadline,
-            slo=self.setup.slo, retries=self.retries, profile=self.setup.profile(), label=self.policy_name,
+        self.host = SimHost(setup.machine(), setup.threads, _CALIBRATION.delays, setup.noise())
+        cores = setup.topology.cores
+        self.begin(
+            Machine(
+                self.host, Pretended(self.host, cores, self.look), self.look, setup.jobs, setup.topology,
+                lambda: BEGIN, LIMIT_S, setup.slo, setup.profile(),
+            )
         )  # fmt: skip
-
-    def _policy(self) -> Policy:
-        return load_policy(self.policy_name)
 
     def look(self) -> Situation:
         """How the machine really is."""
         machine = self.host.machine
         return Situation(machine.cores, {name: (job.cores, job.paused) for name, job in machine.jobs.items()})
 
-    def tick(self) -> None:
-        """One turn of the loop, for who wants to inject faults between two."""
-        perform(self.chaos, self.controller, self.log, self.controller.step(self.chaos.observe()))
-        self.chaos.wait(self.host.now() + PERIOD_S)
-
-    def finish(self, *, interrupted: bool = False) -> None:
-        """End the run in order, and look whether all is put back."""
-        end(self.chaos, self.controller, self.log, self.on_exit, "run over")
-        self.put_back()
-        self.invariants.told(interrupted=interrupted, lost_lines=self.log.lost_lines, on_exit=self.on_exit)
-
-    def run(self) -> None:
-        """The whole run, by the real loop, and what must hold after it."""
-        try:
-            ending = run(
-                self.chaos, self.controller, self.log, period_s=PERIOD_S, duration_s=LIMIT_S,
-                interrupted=self.chaos.interrupted, on_exit=self.on_exit,
-            )  # fmt: skip
-        except Killed:
-            self.killed = True
-            self.invariants.killed()
-            self.on_exit = "stop"
-            self.host.close("stop")  # what the guard does
-            self.put_back()
-            return
-        self.put_back()
-        self.invariants.told(
-            interrupted=ending.why == "interrupted", lost_lines=self.log.lost_lines, on_exit=self.on_exit
-        )
-        if ending.why not in ("done", "interrupted"):
-            states = {name: str(job.state) for name, job in self.controller.jobs.items()}
-            raise BrokenError(f"6: the run ended because {ending.why}, the jobs are {states}")
-
     def put_back(self) -> None:
-        """Everything is as it was, and stays so."""
+        """See `Course.put_back`."""
         self.invariants.ended(self.on_exit)
         until_s = self.host.now() + 5.0
         for _ in range(100):  # each wait ends at the next thing that happens
@@ -137,19 +80,6 @@ class World:
             self.host.wait(until_s)
             self.host.observe()
         self.invariants.ended(self.on_exit)
-
-    def replayed(self) -> str:
-        """Where a fresh controller and a fresh policy decide otherwise on what this one was told; empty if nowhere."""
-        recording = self.controller.recording
-        if any(fault.kind is Kind.POLICY for fault in self.schedule.faults):
-            return ""  # the erratic part goes by the host's tick
-        fresh = Watched(
-            self.setup.jobs, self._policy(), self.setup.topology, self.host.deadline,
-            slo=self.setup.slo, retries=self.retries, profile=self.setup.profile(), label=self.policy_name,
-        )  # fmt: skip
-        fresh.recording = []
-        fresh.stepping, fresh.settled = lambda _: None, lambda _move, _error: None
-        return replay(recording, fresh)
 
 
 def _load(fault: int, interval_s: float) -> Trace:
@@ -164,8 +94,9 @@ def world_of(seed: int, directory: Path, *, killed: bool = True) -> World:
     schedule = draw(seed, TICKS, steps=STEPS)
     schedule = schedule if killed else replace(schedule, kill_at=0)
     return World(
-        seed, schedule, directory, stream.choice(POLICIES), stream.choice((0, 25, 26)),
-        jobs=stream.randint(2, 4), cores=stream.choice((2, 4)), retries=stream.choice((0, 1, 3)),
+        seed, schedule, directory, stream.choice(POLICIES), stream.choice((0, 25, 26)), jobs=stream.randint(2, 4),
+        cores=(cores := stream.choice((2, 4))), retries=stream.choice((0, 1, 3)),
+        floor=stream.choice((1, 2)) if cores > 2 else 1,
     )  # fmt: skip
 
 
