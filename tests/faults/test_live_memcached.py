@@ -157,16 +157,14 @@ def test_one_thread_cannot_have_the_cores_that_the_others_get(process_stage: Sta
     with stage.group() as narrow:
         assert narrow.cpuset is not None
         assert narrow.set_cores(frozenset({min(ALL)}))
-        # As long as one thread is refused, the job is not moved away from those that are not.
-        patient = {"patience_s": 5.0}
-        with pressing(server.port) as press, stage.begin({"spin": "spin 1"}, *FOLLOW, watch=patient) as run:
+        with pressing(server.port) as press, stage.begin({"spin": "spin 1"}, *FOLLOW) as run:
             run.until("start spin")
-            for thread in sorted(server.tids())[1:] * times(1, 2):
+            for thread in sorted(server.tids())[1:]:
                 with stage.injected(12) as fault:
                     (narrow.cpuset / "tasks").write_text(f"{thread}")
                     press.put(1.0)
                     eventually(lambda: os.sched_getaffinity(server.pid) == ALL, "the others are pinned")
-                    time.sleep(0.5)
+                    time.sleep(1.3)  # the watchman sees it if the job runs on beside those
                     assert os.sched_getaffinity(thread) == {min(ALL)}, "the kernel has refused"
                     (base / "tasks").write_text(f"{thread}")
                     fault.over()
