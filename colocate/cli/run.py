@@ -73,7 +73,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--retries", type=options.count, default=default.retries, metavar="N", help="of a failed job (%(default)s)")
     add("--log-dir", type=Path, default=default.log_dir, metavar="DIR", help="where event logs go (%(default)s)")
     add("--web", metavar="HOST:PORT", help="show it in a browser meanwhile; `colocate serve` goes on showing it")
-    add("--latency-from", type=Path, metavar="FILE", help="tail mcperf's output instead of probing memcached")
+    add("--latency-from", type=Path, metavar="FILE", help="tail mcperf's output (it may come later), do not probe")
     add("--probe-hz", type=float, metavar="N", help="requests a second of the latency probe")
     add("--on-exit", choices=("stop", "leave", "pause"), default=default.on_exit, help="of unfinished jobs (stop)")
     add("--once", action="store_true", help="one decision, then end")
