@@ -31,7 +31,7 @@ test-vm: setup
 # SCHEDULES=N: seeds on the simulated machine; SCHEDULE_SEED=N: only that one
 SCHEDULES ?= 5000
 faults: setup
-	FAULTS=1 SCHEDULES=$(SCHEDULES) .venv/bin/pytest -q tests/faults
+	FAULTS=1 SCHEDULES=$(SCHEDULES) SOAK_TEST_S=40 .venv/bin/pytest -q tests/faults
 
 soak: setup
 	.venv/bin/python benchmarks/soak.py $(if $(SOAK_S),--live $(SOAK_S) $(if $(SOAK_RUNTIME),--runtime $(SOAK_RUNTIME)))

@@ -145,7 +145,7 @@ def test_what_a_job_leaves_running_in_a_session_of_its_own_does_not_outlive_the_
 
 def test_jobs_that_end_at_the_instant_of_a_resize_are_counted_once(stage: Stage) -> None:
     """Half of them a moment before the resize that is due, the others right after one; one beside it ends by itself."""
-    rounds, chance = times(3, 24), random.Random(1)  # noqa: S311 -- a seed is wanted
+    rounds, chance = times(3, 12), random.Random(1)  # noqa: S311 -- a seed is wanted
     jobs: dict[str, str] = {}
     for number in range(rounds):
         jobs |= {f"told{number}": "polite", f"own{number}": f"exit {0 if number % 2 else 3} {300 + 37 * (number % 8)}"}

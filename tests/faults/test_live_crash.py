@@ -56,7 +56,7 @@ def test_killed_at_every_boundary_everything_is_put_back(stage: Stage, tmp_path:
     assert count > 50
     step = count if sharing else count // 3
     if FULL:  # every one, where a run takes a second; every other one, or a few, where it takes longer
-        step = count // 20 if sharing else {"process": 1, "docker": 2}[stage.runtime]
+        step = count // 12 if sharing else {"process": 1, "docker": 2}[stage.runtime]
     killed = 0
     for at in range(1 + int(stage.token[-4:], 16) % step, count + 1, step):
         killed += bool(died(stage, at, tmp_path / str(at), *how))

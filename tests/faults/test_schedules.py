@@ -158,5 +158,5 @@ class Faults(RuleBasedStateMachine):
             assert not self.world.replayed()
 
 
-Faults.TestCase.settings = settings(max_examples=times(30, 1000), stateful_step_count=20, deadline=None)
+Faults.TestCase.settings = settings(max_examples=times(30, 300), stateful_step_count=20, deadline=None)
 TestFaults = Faults.TestCase
