@@ -30,6 +30,7 @@ STATE = Path("/run/colocate")
 CPUS = Path("/sys/devices/system/cpu")
 ALL = {0, 1, 2, 3}
 PATIENCE_S = 300.0
+SPLIT = ("--policy", "static", "--set", "service_cores=1", "--no-share")
 
 
 def in_time(condition: Callable[[], object], what: str) -> None:
@@ -190,7 +191,7 @@ def apart(held: list[set[int]]) -> bool:
 def test_a_cpu_that_goes_and_comes_back(
     tmp_path: Path, service: Service, jobs: Path, docker_client: docker.DockerClient, cpu: int
 ) -> None:
-    with running(tmp_path, service, "--jobs", str(jobs), "--policy", "static", "--no-share") as run:
+    with running(tmp_path, service, "--jobs", str(jobs), *SPLIT) as run:
         run.until("start other")
         try:
             plugged(cpu, into=False)
@@ -217,8 +218,7 @@ def test_nobody_leaves_the_cores_that_the_run_may_manage(
     tmp_path: Path, service: Service, jobs: Path, docker_client: docker.DockerClient
 ) -> None:
     before = masks(service.pid)
-    with running(tmp_path, service, "--jobs", str(jobs), "--cores", "1-2", "--policy", "static", "--set",
-                 "service_cores=1", "--no-share") as run:  # fmt: skip
+    with running(tmp_path, service, "--jobs", str(jobs), "--cores", "1-2", *SPLIT) as run:
         run.until("start spin")
         for _ in range(20):
             assert one_mask(service.pid) <= {1, 2}
