@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ import docker
 import docker.errors
 
 from colocate.cores import CoreSet
+from colocate.host import proctree
 from colocate.host.cgroup import JobCgroup
 from colocate.host.containers import ContainerRuntime
 from colocate.host.find import find
@@ -29,7 +31,7 @@ from colocate.host.sharing import Sharing, choose_here
 from colocate.host.sharing_proof import driver
 from colocate.host.state import Saved, StateFile, boot_id
 from colocate.host.statistics import Statistics
-from colocate.jobs import JobSpec
+from colocate.jobs import JobSpec, JobState
 from colocate.testing.invariants import BrokenError, Situation
 from colocate.topology import read_topology
 from colocate.view import Observation
@@ -43,6 +45,7 @@ from tests.memcached_fixture import DEADLINE_S, Memcached
 _SLOW = 0.04  # a freeze is of 1.2 s, a late tick of 0.12 s at most
 _LOADS = {0: (0.2, 0.2, 0.2), 25: (0.9, 0.1, 0.7), 26: (1.0, 1.0, 0.4)}  # shares of a thread, by the fault; then rest
 _LOAD_TICKS = 20  # for which each lasts
+_RECORDING_S = 0.25
 
 
 @dataclass(slots=True)
@@ -214,10 +217,21 @@ class LiveWorld(Course):
         for name, pids in self.hands.jobs().items():
             with suppress(OSError):  # it ends
                 found = [mask for pid in pids for mask in masks(pid).values()]
-                group = JobCgroup.of(pids[0])
-                jobs[name] = (_odd(found, controller.jobs[name].cores), bool(group.frozen()))
-                group.close()
+                jobs[name] = (_odd(found, controller.jobs[name].cores), self._stands_still(name, pids))
         return Situation(service, jobs)
+
+    def _stands_still(self, name: str, pids: list[int]) -> bool:
+        """Whether it is frozen, or stopped.
+
+        A call that brings the engine's record up to date freezes a job, or thaws it behind a SIGSTOP, for milliseconds.
+        """
+        job, end_s = self.controller.jobs[name], time.monotonic() + _RECORDING_S
+        with closing(JobCgroup.of(pids[0])) as group:
+            while True:
+                still = bool(group.frozen()) or bool(proctree.stopped(lambda: pids))
+                if still in (job.state is JobState.PAUSED, job.wish_paused) or time.monotonic() > end_s:
+                    return still
+                time.sleep(0.005)
 
     def put_back(self) -> None:
         """See `Course.put_back`."""
