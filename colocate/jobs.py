@@ -162,10 +162,10 @@ def _parse_job(entry: object, path: Path, number: int) -> JobSpec:
     for key in entry:
         if key not in known:
             raise bad(key if key.isprintable() else repr(key), "unknown field", f"known are {', '.join(sorted(known))}")
-    if isinstance(name, str) and name in RESERVED:
-        raise bad("name", f"{name!r} means something else in the log", "call the job otherwise")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise bad("name", f"{name!r} is no job name", "use at most 64 lower case letters, digits, - and _")
+    if name in RESERVED:
+        raise bad("name", f"{name!r} means something else in the log", "call the job otherwise")
     if prefix := next((prefix for prefix in SUITES if name.startswith(prefix)), ""):
         raise bad("name", f"{name!r} has the suite's prefix", f"call it {name.removeprefix(prefix)!r}")
     image = entry.get("image")

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 from colocate import mcperf
@@ -48,6 +46,7 @@ from colocate.policy import choose
 from colocate.regulator import Limits
 from colocate.report.grade import Interval, grade, probed_intervals, reported_intervals
 from colocate.report.summary import Summary, deciders, policy_faults, summarize
+from colocate.signals import signals
 from colocate.sim.calibration import load_calibration
 from colocate.sim.profile import profile
 from colocate.status import Watch
@@ -384,24 +383,3 @@ def _check_writable(directory: Path) -> None:
 def _check_latency_file(path: Path | None) -> None:
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise UserError(f"--latency-from {path}: no such file", "give the file that mcperf or colocate load writes")
-
-
-@contextmanager
-def signals(ring: Callable[[], None] = lambda: None) -> Iterator[Callable[[], int]]:
-    """Note the first of SIGINT, SIGTERM, SIGHUP, and ring; put the handlers back at the end."""
-    got: list[int] = []
-
-    def handler(number: int, _frame: FrameType | None) -> None:
-        if got:
-            with suppress(OSError, ValueError):  # past its buffer, which may be in use; whoever reads it may be gone
-                os.write(sys.stderr.fileno(), b"colocate: already ending: jobs and cores are being put back\n")
-        got.append(number)
-        ring()
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [(number, signal.signal(number, handler)) for number in numbers]
-    try:
-        yield lambda: got[0] if got else 0
-    finally:
-        for number, old in before:
-            signal.signal(number, old)

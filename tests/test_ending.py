@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from colocate.host.live import Doorbell, LiveHost
-from colocate.session import signals
+from colocate.signals import signals
 
 
 def test_a_second_signal_ends_nothing_although_nobody_reads_what_we_say(monkeypatch: pytest.MonkeyPatch) -> None:

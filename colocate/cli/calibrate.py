@@ -50,12 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--quick", action="store_true", help="fewer loads, nothing repeated: no spreads")
     add("--repeat", type=options.count, metavar="N", help="repetitions of each load and job (2; with --quick 1)")
     add("--busy-anyway", action="store_true", help="measure although memcached serves a load")
-    add(
-        "--state-dir",
-        type=Path,
-        metavar="DIR",
-        help="of lock and recovery state (default: /run/colocate for root)",
-    )
+    add("--state-dir", type=Path, metavar="DIR", help="of lock and recovery state (/run/colocate for root)")
     add("--json", action="store_true", help="print the figures as JSON on standard output")
     parser.set_defaults(run=calibrate_command)
 

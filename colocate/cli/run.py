@@ -80,12 +80,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="look and decide for real, touch nothing; until Ctrl-C or --duration")
     add("--no-share", action="store_true", help="jobs never share memcached's cores, not even at idle priority")
     add("--no-guard", action="store_true", help="no process that puts everything back if this one is killed")
-    add(
-        "--state-dir",
-        type=Path,
-        metavar="DIR",
-        help="of lock and recovery state (default: /run/colocate for root)",
-    )
+    add("--state-dir", type=Path, metavar="DIR", help="of lock and recovery state (/run/colocate for root)")
     add("--config", type=Path, metavar="FILE", help="options from this file instead of ./colocate.toml")
     add_report_option(parser)
     add("--json", action="store_true", help="print the summary as JSON on standard output")

@@ -17,7 +17,7 @@ from colocate.cli.progress import RunView
 from colocate.cli.report import add_report_option, check_report, write_report
 from colocate.policy import choose
 from colocate.report.summary import print_summary, to_json, write_summary
-from colocate.session import signals
+from colocate.signals import signals
 from colocate.sim.run import simulate
 from colocate.sim.traces import LOADS
 from colocate.simulation import SimSettings, setup, summary, write_load

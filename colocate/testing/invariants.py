@@ -221,10 +221,8 @@ class Invariants:
             if self._excused(name) or job.state in ENDED:
                 continue
             was_paused = job.state is JobState.PAUSED
-            on_its_way = (job.wish_cores, job.wish_paused) != (
-                job.cores,
-                was_paused,
-            ) and now_s - job.wish_s <= PATIENCE_S
+            granted = (job.wish_cores, job.wish_paused) == (job.cores, was_paused)
+            on_its_way = not granted and now_s - job.wish_s <= PATIENCE_S
             apart = name not in controller.decision.plan.share
             if apart and not paused and not on_its_way and cores & service:
                 raise BrokenError(f"2: {name} runs on {sorted(cores)}, memcached has {sorted(service)}")
