@@ -454,6 +454,20 @@ def test_a_tree_of_damaged_files(tmp_path_factory: pytest.TempPathFactory, data:
     look_at_everything(root)
 
 
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("proc/7/cgroup", b"5:cpu,cpuacct:/a/b\n4:cpuset:/some top/\x00"),
+        ("proc/self/mountinfo", b"1 2 0:3 / /a\x00b rw - cgroup cgroup rw,cpuset\n"),
+        ("proc/self/mountinfo", b"1 2 0:3 / /a\\000b rw - cgroup cgroup rw,cpuset\n"),
+    ],
+)
+def test_a_path_with_a_nul_is_no_place(tmp_path: Path, name: str, bad: bytes) -> None:
+    put(tmp_path, {each: text.encode() for each, text in TREE.items()} | {name: bad})
+    look_at_everything(tmp_path)
+    assert find_place(7, "cpuset", tmp_path) is None
+
+
 @pytest.mark.parametrize("name", sorted(TREE))
 @pytest.mark.parametrize("bad", [b"", b"\xff\xfe\n", b"x", b" \n", b":\n", b"-1\n", b"1" * 5000])
 def test_a_tree_with_one_file_of_nonsense(tmp_path: Path, name: str, bad: bytes) -> None:

@@ -59,7 +59,7 @@ def find_place(pid: int | str, controller: str, root: Path = Path("/")) -> Place
     for line in memberships.split("\n"):
         number, _, rest = line.partition(":")
         names, _, group = rest.partition(":")
-        if not group.startswith("/"):  # cut short
+        if not _is_place(group):  # cut short
             continue
         if controller in names.split(","):
             path = group
@@ -101,10 +101,15 @@ def _mounts(root: Path) -> list[tuple[str, list[str], str, Path]]:
         fields, _, source = line.partition(" - ")
         fstype, _, options = source.partition(" ")
         places = [_unescape(field) for field in fields.split(" ")[3:5]]
-        if fstype in ("cgroup", "cgroup2") and len(places) == 2 and all(place.startswith("/") for place in places):
+        if fstype in ("cgroup", "cgroup2") and len(places) == 2 and all(map(_is_place, places)):
             top, point = places
             found.append((fstype, options.rpartition(" ")[2].split(","), top, root / point.lstrip("/")))
     return found
+
+
+def _is_place(text: str) -> bool:
+    """Whether it can be an absolute path: with a NUL in it every call would raise ValueError."""
+    return text.startswith("/") and "\0" not in text
 
 
 def _unescape(field: str) -> str:

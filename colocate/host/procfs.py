@@ -29,7 +29,7 @@ class KeptFile:
             if self._fd < 0:
                 self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             return os.pread(self._fd, _SIZE, 0)
-        except (OSError, ValueError):  # ValueError: a path that there cannot be
+        except OSError:
             self.close()
             return b""
 
