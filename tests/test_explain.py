@@ -150,8 +150,10 @@ def test_other_bad_input_is_one_line(tmp_path, capsys):
     assert "No such file" in told(capsys, tmp_path / "none", code=2).err
     assert "Is a directory" in told(capsys, tmp_path, code=2).err
     log = write(tmp_path / "x.txt", "no event\n")
-    assert "there is no event in the log" in told(capsys, log, "--at", "5", code=2).err
+    assert "no event of a run in it" in told(capsys, log, "--at", "5", code=2).err
     assert "--slo" in told(capsys, log, "--slo", "1", code=2).err
+    with pytest.raises(UserError, match="no event in the log"):
+        parse_moment("5", load_record(log).timeline)
     edge = load_record(write(tmp_path / "y.txt", "9999-12-31T23:59:59.000000 start a [1] 1\n")).timeline
     with pytest.raises(UserError, match="--at"):
         parse_moment("00:00:01", edge)

@@ -70,6 +70,31 @@ def test_a_folder_is_sorted_by_content(three, tmp_path, capsys):
     assert all(run["coverage"] == pytest.approx(1) for run in told["runs"])
 
 
+@pytest.mark.parametrize(("text", "cure"), [("", "--check"), ("no event\n", "--check"), (load_text([0.5]), "--mcperf")])
+@pytest.mark.parametrize("command", ["report", "explain"])
+def test_what_is_no_log_is_named_with_its_cure(tmp_path, capsys, command, text, cure):
+    other = write(tmp_path / "other.txt", text)
+    assert main([command, str(other)]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert f"{other}: no event of a run in it; " in err
+    assert cure in err
+
+
+def test_a_check_tells_even_of_a_text_without_an_event_what_it_lacks(tmp_path, capsys):
+    out = reported(capsys, write(tmp_path / "x.txt", "12:00 job one started\n"), "--check", code=1).out
+    assert "line 1: not-an-event: 12:00 job one started" in out
+    assert "the run would not count" in out
+
+
+def test_a_load_without_a_row_is_named_and_the_others_are_paired(three, tmp_path, capsys):
+    logs, loads = three
+    empty = write(tmp_path / "dead.txt", "")
+    said = reported(capsys, *logs, "--mcperf", *loads, empty)
+    assert f"{empty}: no row of mcperf in it" in said.err
+    assert "3 of 3 runs count" in said.out
+
+
 def test_a_run_that_does_not_count_is_left_out_of_the_mean(three, tmp_path, capsys):
     cut = write(tmp_path / "cut.txt", run_text(9000, 500).replace("end canneal", "custom canneal killed"))
     together = document(capsys, *three[0], cut)["aggregate"]

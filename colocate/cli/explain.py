@@ -8,7 +8,7 @@ from pathlib import Path
 
 from colocate.cli import options
 from colocate.report.explain import explain, parse_moment, story
-from colocate.report.record import load_record
+from colocate.report.record import load_record, read_log
 from colocate.report.summary import to_json
 
 _EPILOG = """\
@@ -41,6 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def explain_command(args: argparse.Namespace) -> int:
     """Explain one moment, or tell the whole run."""
+    read_log(args.log)
     record = load_record(args.log, args.mcperf, slo_ms=args.slo)
     time_s = None if args.at is None else parse_moment(args.at, record.timeline)
     lines = story(record) if time_s is None else explain(record, time_s)

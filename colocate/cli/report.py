@@ -22,7 +22,7 @@ from colocate.report.aggregate import Aggregate, aggregate, document, to_csv, to
 from colocate.report.colours import job_colours, parse_colours
 from colocate.report.deviations import Checked, checked
 from colocate.report.pairing import pair
-from colocate.report.record import Record, load_record, own_load, read_text, write_text
+from colocate.report.record import Record, load_record, own_load, read_log, read_text, write_text
 from colocate.report.summary import Summary, print_summary, to_json
 
 _EPILOG = """\
@@ -148,15 +148,18 @@ def write_report(path: Path | None, summary: Summary) -> None:
 
 def _read(args: argparse.Namespace, console: Console, progress: Progress) -> Iterator[Record]:
     """The runs, each with its load; says what belongs to what."""
-    logs, loads = _found(args.log, args.mcperf)
     given = {Path(log): Path(load) for log, load in args.pair}
-    logs |= {path: parse(read_text(path)) for path in given if path not in logs}
+    read = (lambda path: parse(read_text(path))) if args.check else read_log  # a check tells what a text lacks
+    logs, loads = _found([*args.log, *given], args.mcperf, read)
+    for path, outputs in loads.items():
+        if not any(output.rows for output in outputs):
+            _line(console, f"{path}: no row of mcperf in it", "yellow")
     open_ones = [path for path in logs if path not in given]
     if not args.mcperf:
         given |= {path: load for path in open_ones if (load := own_load(path))}
     pairs = pair({path: logs[path] for path in logs if path not in given}, loads)
     for one in pairs if loads else ():
-        console.print(str(one), highlight=False, markup=False, soft_wrap=True, style="yellow" if one.others else "dim")
+        _line(console, str(one), "yellow" if one.others else "dim")
     chosen = given | {one.log: one.load for one in pairs if one.load is not None}
     for number, path in enumerate(logs):
         progress("reading", number / len(logs))
@@ -171,7 +174,7 @@ def _read(args: argparse.Namespace, console: Console, progress: Progress) -> Ite
 
 
 def _found(
-    places: Sequence[Path], load_files: Sequence[Path]
+    places: Sequence[Path], load_files: Sequence[Path], read: Callable[[Path], Log]
 ) -> tuple[dict[Path, Log], dict[Path, list[mcperf.Output]]]:
     """The logs and the loads in files and folders; in a folder each text is taken for what it is.
 
@@ -182,7 +185,7 @@ def _found(
     loads = {path: mcperf.parse_all(read_text(path)) for path in load_files}
     for place in places:
         if not place.is_dir():
-            logs[place] = parse(read_text(place))
+            logs[place] = read(place)
             continue
         for path in sorted(place.rglob("*.txt")):
             if path in loads or not path.is_file():
@@ -230,7 +233,7 @@ def _print_runs(runs: Sequence[Summary], console: Console) -> None:
     console.print(table, soft_wrap=True)
     for run in runs:
         for warning in run["warnings"]:
-            console.print(f"{run['log']}: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+            _line(console, f"{run['log']}: {warning}", "yellow")
 
 
 def _print_aggregate(found: Aggregate, console: Console) -> None:
@@ -249,16 +252,19 @@ def _print_aggregate(found: Aggregate, console: Console) -> None:
 
 
 def _print_check(found: Checked, console: Console) -> None:
-    def line(text: str, style: str = "") -> None:
-        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
-
     count = len(found.deviations)
-    line(f"\n{found.path}: {count or 'no'} deviation{'s' * (count != 1)} from the format", "bold")
+    _line(console, f"\n{found.path}: {count or 'no'} deviation{'s' * (count != 1)} from the format", "bold")
     for deviation in found.deviations:
-        line(f"  {deviation}")
-    line("the run would count" if found.counts else "the run would not count:", "green" if found.counts else "bold red")
+        _line(console, f"  {deviation}")
+    verdict = "the run would count" if found.counts else "the run would not count:"
+    _line(console, verdict, "green" if found.counts else "bold red")
     for reason in found.reasons:
-        line(f"  {reason}", "red")
+        _line(console, f"  {reason}", "red")
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    """A line with others' words in it, as they are."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_outputs(paths: Sequence[Path | None]) -> None:

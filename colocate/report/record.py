@@ -189,6 +189,20 @@ def headline(record: Record) -> Sequence[str]:
     return words
 
 
+def read_log(path: Path) -> Log:
+    """A text that has at least one event of a run in it.
+
+    Raises:
+        UserError: it cannot be read, or has none.
+    """
+    log = parse(text := read_text(path))
+    if not log.events:
+        load = any(output.rows for output in mcperf.parse_all(text))
+        cure = "it is a load's: give it to --mcperf" if load else "give an event log, or see `colocate report --check`"
+        raise UserError(f"{path}: no event of a run in it", cure)
+    return log
+
+
 def read_text(path: Path) -> str:
     """A text of whoever's making.
 
