@@ -65,6 +65,7 @@ class Controller:
         shadow: a second policy, which is asked as well and never obeyed.
 
     Attributes:
+        topology: the managed cores that are online.
         policies: the labels of the policies that were chosen so far; the last one acts.
         meter: the tallies of what was done.
     """
@@ -85,7 +86,7 @@ class Controller:
     ) -> None:
         self.entries: list[Entry] = []
         self.jobs = {spec.name: JobLife(spec, retries, self.entries.append) for spec in jobs}
-        self.topology = topology
+        self.managed = self.topology = topology
         self.slo = slo or Slo()
         self.profile = profile
         self.regulator = Regulator(policy, limits or Limits(), deadline, label)
@@ -143,6 +144,8 @@ class Controller:
                     self.note(event.job, "foreign_changes", event.detail)
         for remark in observation.remarks:
             self.note("scheduler", "remarks", remark)
+        if (present := self.managed.cores - observation.offline or self.managed.cores) != self.topology.cores:
+            self._plugged(present)
         if service.pid is not None and service.pid != self._pid:
             if self._pid is not None:
                 self.counts["service_restarts"] += 1
@@ -221,6 +224,9 @@ class Controller:
     def view(self) -> View:
         """The picture for the policy."""
         seen, service = self.seen, self.seen.service
+        jobs = {name: job.view(seen.time_s) for name, job in self.jobs.items()}
+        if self.topology is not self.managed:
+            jobs = {name: replace(job, cores=job.cores & self.topology.cores) for name, job in jobs.items()}
         return View(
             time_s=seen.time_s,
             slo=self.slo,
@@ -237,7 +243,7 @@ class Controller:
                 latency_ms=service.latency_ms,
                 connections=service.connections,
             ),
-            jobs={name: job.view(seen.time_s) for name, job in self.jobs.items()},
+            jobs=jobs,
             series=self._history.series(),
             can_share=seen.can_share,
             profile=self.profile,
@@ -265,6 +271,18 @@ class Controller:
             job.abandon(why, now_s, stopped=stopped)
         if self.shadow is not None:
             self.entries.append(Entry("custom", "scheduler", comment=f"shadow {self.shadow.figures()}"))
+
+    def _plugged(self, present: CoreSet) -> None:
+        """Plan with the cores that are there now, from what the kernel has made of everybody's."""
+        gone, back = self.topology.cores - present, present - self.topology.cores
+        self.topology = self.managed if present == self.managed.cores else self.managed.only(present)
+        for cores, what in ((gone, "offline"), (back, "online again")):
+            if cores:
+                self.note("scheduler", "cores_plugged", f"cores {format_list(cores)} are {what}")
+        if self.service_cores & gone:
+            self._pinned(self.service_cores & present or present)
+        for job in self.jobs.values():
+            job.unplugged(present)
 
     def _judge(self, latency_ms: Signal, since_s: float) -> None:
         """Count the time since the last look for or against the SLO, where there is a fresh latency."""

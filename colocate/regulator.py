@@ -126,7 +126,7 @@ class Regulator:
         `held` is how many cores memcached has by this regulator's plans; None where it has them in the view, too.
         """
         interventions: list[Intervention] = []
-        self._held = len(view.service.cores) if held is None else held
+        self._held = min(view.total_cores, len(view.service.cores) if held is None else held)
 
         def intervene(rule: str, reason: str) -> None:
             self.counts[rule] += 1
@@ -144,7 +144,8 @@ class Regulator:
             plan = self._strike(view, intervene)
         elif impossible := self._impossible(plan, view):
             intervene("impossible", impossible)
-            plan = self._accepted if self._accepted.service else safe_plan(view, self.limits.floor_cores)
+            fits = 0 < self._accepted.service <= view.total_cores  # a core may have been unplugged since
+            plan = self._accepted if fits else safe_plan(view, self.limits.floor_cores)
         for rule in (self._unshared, self._floored, self._fresh_enough, self._unhurried, self._risen):
             if changed := rule(plan, view):
                 plan, reason = changed

@@ -175,7 +175,7 @@ class Session:
             source="live",
             dry_run=settings.dry_run,
             policy=settings.policy,
-            cores=sorted(self.controller.topology.cores),
+            cores=sorted(self.controller.managed.cores),
             slo_ms=slo.latency_ms,
             percentile=slo.percentile,
             exit_code=self._exit_code(ending),

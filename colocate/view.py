@@ -119,6 +119,7 @@ class Observation:
         can_share: whether jobs on memcached's cores have only idle priority there (proved on this machine).
         memory_available_bytes: `MemAvailable`; None if unknown.
         cpu_pressure: share of the last 10 s in which some task waited for a core; None without PSI.
+        offline: managed cores that are unplugged; the kernel has let everybody who had no other core onto all of them.
         remarks: what the host has to say for the log.
     """
 
@@ -130,6 +131,7 @@ class Observation:
     can_share: bool = False
     memory_available_bytes: int | None = None
     cpu_pressure: float | None = None
+    offline: CoreSet = frozenset()
     remarks: tuple[str, ...] = ()
 
 
@@ -310,7 +312,7 @@ class View:
     Attributes:
         time_s: the run's clock, monotonic.
         slo: what was promised.
-        topology: the managed cores and how they share caches and pipelines.
+        topology: the managed cores that are online, and how they share caches and pipelines.
         cores: use of each managed core since the last view.
         service: memcached.
         jobs: every job of the run, in the order of its catalogue.

@@ -61,7 +61,7 @@ class CoreLadder(Policy):
         """Act at a reading and when a job ends; in between nothing changes."""
         cores = sorted(view.topology.cores)
         most = max(1, min(self.most_cores, len(cores) - 1))
-        self._service = self._service or most
+        self._service = min(self._service or most, most)  # a core may have been unplugged
         self._look(view, cores)
         reason = "between two readings"
         used_pct = self._reading(view)
@@ -72,12 +72,11 @@ class CoreLadder(Policy):
                 self._move(view, cores, target)
         if self._refill:
             self._refill = False
-            free = set(cores[self._service :]).difference(*self._home.values())
-            for core in sorted(free):
+            for core in sorted(set(cores[self._service :]).difference(*self._home.values())):
                 self._fill(view, core)
-        own = set(cores[: self._service])
         # Last those next to memcached: if it gets more than was planned, they have to give way.
-        jobs = {name: len(self._home[name] - own) for name in sorted(self._home, key=lambda n: -max(self._home[n]))}
+        free = set(cores[self._service :])
+        jobs = {name: len(self._home[name] & free) for name in sorted(self._home, key=lambda n: -max(self._home[n]))}
         waiting = {job.name: 0 for job in in_order(view.jobs.values(), self.order) if job.name not in jobs}
         threads = {name: self.wide_threads if name in self.wide.split() else 1 for name in view.jobs}
         return Plan(self._service, jobs | waiting, reason=reason, threads=threads)

@@ -24,8 +24,9 @@ class Random(Policy):
 
     def decide(self, view: View) -> Plan:
         """The count drawn last, and the rest to the jobs."""
-        if view.time_s >= self._until_s:
-            self._service = self._draw.randint(1, max(1, view.total_cores - 1))
+        most = max(1, view.total_cores - 1)
+        if view.time_s >= self._until_s or self._service > most:
+            self._service = self._draw.randint(1, most)
             self._until_s = view.time_s + self.hold_s
         jobs = share_out(view.jobs.values(), view.total_cores - self._service)
         return Plan(self._service, jobs, reason=f"drew {self._service}")

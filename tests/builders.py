@@ -68,9 +68,10 @@ def observation(
     events: tuple[JobEvent, ...] = (),
     jobs: Mapping[str, JobSample] | None = None,
     can_share: bool = False,
+    offline: frozenset[int] = frozenset(),
 ) -> Observation:
     use = {core: CoreUse(0.1, 0.0, 0.0) for core in range(cores)}
-    return Observation(time_s, use, service or service_sample(), jobs or {}, events, can_share)
+    return Observation(time_s, use, service or service_sample(), jobs or {}, events, can_share, offline=offline)
 
 
 def view(

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,6 +151,45 @@ def test_a_foreign_change_is_put_right_and_counted():
     subject.paused.add("a")
     subject.tick()
     assert "a" not in subject.paused
+
+
+def unplug(subject, *cores):
+    """What the kernel does: who has no other core is let onto all that are left."""
+    left = subject.controller.managed.cores - set(cores)
+    subject.service = subject.service & left or left
+    subject.jobs = {name: held & left or left for name, held in subject.jobs.items()}
+    return frozenset(cores)
+
+
+@pytest.mark.parametrize(
+    ("gone", "lost"), [({3}, "b"), ({2}, "a"), ({0}, "memcached"), ({0, 3}, "b"), ({1, 2, 3}, "a")]
+)
+def test_of_what_a_core_that_is_unplugged_leaves_memcached_comes_first_and_nobody_is_beside_it(gone, lost):
+    plan = Plan(2, {"a": 1, "b": 1})
+    subject = settle(machine(plan))
+    assert (subject.service, subject.jobs) == ({0, 1}, {"a": {2}, "b": {3}})
+    rest = 4 - len(gone)
+    subject.controller.regulator.policy.plans = [Plan(min(2, rest), {"a": int(rest > 2), "b": 0})]
+    offline = unplug(subject, *gone)
+    subject.tick(offline=offline)
+    subject.check()
+    assert len(subject.service) == min(2, rest)
+    assert not subject.service & offline
+    assert "b" in subject.paused
+    told = [line for line in subject.log if line.startswith("update_cores")]
+    assert any(lost in line for line in told)
+    assert all(not offline & set(json.loads(line.split(" ", 2)[2])) for line in told)
+    subject.controller.regulator.policy.plans = [plan]
+    settle(subject)
+    assert (len(subject.service), len(subject.jobs["a"]), len(subject.jobs["b"])) == (2, 1, 1)
+    assert not subject.paused
+    assert subject.controller.counts["cores_plugged"] == 2
+
+
+def test_where_every_managed_core_is_unplugged_there_is_nothing_to_plan_anew():
+    subject = settle(machine(Plan(2, {"a": 1, "b": 1})))
+    assert subject.tick(offline=frozenset(range(4))) == []
+    assert subject.controller.topology is subject.controller.managed
 
 
 def test_memcached_found_on_other_cores_is_pinned_again():

@@ -358,6 +358,7 @@ CGROUP = "5:cpu,cpuacct:/a/b\n4:cpuset:/some top/b\n1:name=systemd:/x\n0::/a/b\n
 PROC_NOISE = ["", " ", "\n", "x", "-1", ":", "::", " - ", "-", "\udcff", "\x00", "\\777", "cpu", "0", "..", "Z", ")"]
 READERS: dict[str, tuple[str, Callable[[bytes], object]]] = {
     "core_ticks": (STAT, procfs.core_ticks),
+    "core_list": ("0-2,4\n", procfs.core_list),
     "run_delay": ("8432100 2100 77\n", procfs.run_delay),
     "mem_available_bytes": ("MemTotal: 9 kB\nMemFree: 5 kB\nMemAvailable:   7 kB\n", procfs.mem_available_bytes),
     "some_avg10": ("some avg10=1.50 avg60=0.10 avg300=0.00 total=12\nfull avg10=0.00\n", procfs.some_avg10),

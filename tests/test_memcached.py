@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from colocate.cores import format_ranges
 from colocate.errors import UserError
 from colocate.host import procfs
 from colocate.host.find import ServiceProcess, find, find_again, local_address
@@ -261,6 +262,23 @@ def test_a_record_restores(threaded: subprocess.Popen[bytes]) -> None:
 def test_a_record_that_makes_no_sense_is_refused(record: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="no record of memcached's affinity"):
         ServiceAffinity.from_json(record)
+
+
+def test_of_a_core_that_is_unplugged_nothing_shows_and_that_is_right(
+    threaded: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "proc").symlink_to("/proc")
+    cpus = tmp_path / "sys/devices/system/cpu"
+    cpus.mkdir(parents=True)
+    (cpus / "present").write_text(f"{format_ranges(ALL)},8000\n")
+    (cpus / "online").write_text(f"{format_ranges(ALL)}\n")
+    affinity = ServiceAffinity(known(threaded.pid), {threaded.pid: ALL | {8000}}, root=tmp_path)
+    assert affinity.pin(ONE | {8000}) == 1
+    assert mask(threaded.pid) == ONE
+    assert affinity.restore() == 1
+    assert mask(threaded.pid) == ALL
+    with pytest.raises(PinError, match="cannot be pinned to 8000"):
+        affinity.pin(frozenset({8000}))
 
 
 def test_a_core_that_is_absent_cannot_be_pinned_to(threaded: subprocess.Popen[bytes]) -> None:

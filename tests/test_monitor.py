@@ -94,6 +94,15 @@ def test_idle_time_that_runs_backwards_is_no_use(tree: Tree) -> None:
     assert tree.monitor.cores()[1] == CoreUse(1.0, 0.0, 0.0)
 
 
+def test_cores_are_offline_by_the_kernels_word_alone(tree: Tree) -> None:
+    online = tree.root / "sys/devices/system/cpu/online"
+    assert tree.monitor.offline() == set(), "it does not tell"
+    online.parent.mkdir(parents=True)
+    for text, offline in (("0-1,7\n", set()), ("0,7\n", {1}), ("0-1", {1}), ("", {1}), ("x\n", {1}), ("0-3\n", set())):
+        online.write_text(text)
+        assert tree.monitor.offline() == offline, text
+
+
 def test_a_core_that_is_not_told_keeps_its_last_use(tree: Tree) -> None:
     tree.write("stat", STAT.replace("cpu1 100 0 40 800", "cpu1 150 0 40 850"))
     tree.monitor.cores()

@@ -40,6 +40,14 @@ def test_every_policy_gives_a_plan_that_fits(name, total):
         assert plan.reason
 
 
+@pytest.mark.parametrize("name", policy_names())
+def test_every_policy_goes_on_when_cores_are_unplugged_and_come_back(name):
+    policy = load_policy(name)
+    for tick, total in enumerate([4] * 5 + [3] * 5 + [1] * 5 + [2] * 5 + [4] * 5):
+        plan = at(policy, 0.7 * tick, 0.3 * (tick % 4), cores=min(2, total), total=total)
+        assert 1 <= plan.service <= plan.service + sum(plan.jobs.values()) <= total
+
+
 def test_the_shipped_names():
     assert {"reactive", "static", "random"} <= set(policy_names())
 

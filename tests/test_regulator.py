@@ -62,6 +62,15 @@ def test_an_impossible_plan_is_rejected_as_a_whole(impossible):
     assert (plan, rules(changes)) == (before, ["impossible"])
 
 
+def test_where_cores_are_gone_neither_an_old_plan_nor_what_memcached_held_is_gone_by():
+    subject = regulator(Plan(4, {"a": 0, "b": 0}), Plan(5))
+    subject.plan(view(jobs=JOBS))
+    plan, changes = subject.plan(view(jobs=JOBS, time_s=9, total=2, service_cores=frozenset({0, 1})))
+    assert (plan.service, sum(plan.jobs.values()), rules(changes)) == (2, 0, ["impossible"])
+    plan, _ = regulator(Plan(1, {"a": 1, "b": 0})).plan(view(jobs=JOBS, total=2), held=4)
+    assert plan.service + sum(plan.jobs.values()) <= 2
+
+
 def test_the_floor():
     plan, changes = regulator(Plan(1, {"a": 3}), floor_cores=2).plan(view(jobs=JOBS))
     assert (plan.service, plan.jobs["a"], rules(changes)) == (2, 2, ["floored"])

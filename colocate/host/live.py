@@ -95,6 +95,7 @@ class LiveHost:
         self._remarks: tuple[str, ...] = ()
         self._pretended: CoreSet = frozenset()
         self._cores: Mapping[int, CoreUse] = {}
+        self._offline: CoreSet = frozenset()
         self._look_s = float("-inf")
         self._searching: threading.Thread | None = None
         self._closed = threading.Event()
@@ -122,7 +123,8 @@ class LiveHost:
         jobs: Mapping[str, JobSample] = {}
         if now_s >= self._look_s:  # what need not be seen at every tick
             self._look_s = now_s + _LOOK_S
-            self._cores, jobs = self._monitor.cores(), self._runtime.look()
+            self._cores, self._offline = self._monitor.cores(), self._monitor.offline()
+            jobs = self._runtime.look()
             if alive and self._remember is not None:
                 masks = service.affinity.masks()
             self._still_shares(jobs, service.affinity)
@@ -149,6 +151,7 @@ class LiveHost:
             can_share=self._sharing is not None,
             memory_available_bytes=self._monitor.memory_available_bytes(),
             cpu_pressure=self._monitor.cpu_pressure(),
+            offline=self._offline,
         )
 
     def act(self, move: Move) -> bool:

@@ -161,17 +161,24 @@ class ServiceAffinity:
                 continue
 
     def _settle(self, wanted: Mapping[int, CoreSet], other: CoreSet) -> int:
-        """Set and read back until a whole round finds every thread right."""
+        """Set and read back until a whole round finds every thread right.
+
+        What a thread was given of cores that are unplugged does not show, so it must have been given once.
+        """
         wrong: dict[int, CoreSet] = {}
+        given: set[int] = set()
         why = ""
         for _ in range(_ROUNDS):
             if not self.alive():
                 return 0
-            now = list(self._now())
-            wrong = {tid: wanted.get(tid, other) for tid, mask in now if mask != wanted.get(tid, other)}
+            now = dict(self._now())
+            wrong = {tid: wanted.get(tid, other) for tid, mask in now.items() if mask != wanted.get(tid, other)}
+            if wrong and given and (offline := procfs.offline_cores(self._root)):
+                wrong = {tid: cores for tid, cores in wrong.items() if tid not in given or now[tid] != cores - offline}
             if not wrong:
                 return len(now)
             why = self._set(wrong) or why
+            given |= wrong.keys()
             if why.startswith(_DENIED):  # it will not be permitted a moment later either
                 break
         place = f"memcached (pid {self.process.pid}): {len(wrong)} threads cannot be pinned to"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from colocate.cores import CoreSet
 from colocate.host import procfs
 from colocate.host.procfs import KeptFile
 from colocate.view import CoreUse, Signal
@@ -22,7 +23,7 @@ class ResourceMonitor:
 
     Args:
         cores: the cores to report.
-        root: where `proc` lies.
+        root: where `proc` and `sys` lie.
         clock: monotonic seconds.
     """
 
@@ -32,6 +33,7 @@ class ResourceMonitor:
         self._root = root
         self._clock = clock
         self._stat = KeptFile(root / "proc/stat")
+        self._online = KeptFile(root / "sys/devices/system/cpu/online")
         self._meminfo = KeptFile(root / "proc/meminfo")
         self._pressure = KeptFile(root / "proc/pressure/cpu")
         self._slow_until_s = float("-inf")
@@ -39,6 +41,7 @@ class ResourceMonitor:
         self._some: float | None = None
         self._ticks = procfs.core_ticks(self._stat.read())
         self._use = dict.fromkeys(sorted(cores), CoreUse(0.0, 0.0, 0.0))
+        self._offline: CoreSet = frozenset()
         self._threads = _Threads(0, root, clock)
 
     def cores(self) -> dict[int, CoreUse]:
@@ -59,6 +62,12 @@ class ResourceMonitor:
             if total := busy + idle + iowait + steal:
                 self._use[core] = CoreUse(busy / total, softirq / total, steal / total)
         return dict(self._use)
+
+    def offline(self) -> CoreSet:
+        """Those of the cores that are unplugged; while the kernel does not tell, those of the last call."""
+        if (online := procfs.core_list(self._online.read())) is not None:
+            self._offline = frozenset(self._use.keys() - online)
+        return self._offline
 
     def service(self, pid: int) -> tuple[Signal, Signal, Signal]:
         """CPU used, in cores; run-queue delay a time slice, in microseconds; and run-queue wait, in cores.
@@ -84,7 +93,7 @@ class ResourceMonitor:
 
     def close(self) -> None:
         """Give the descriptors back; idempotent."""
-        for file in (self._stat, self._meminfo, self._pressure):
+        for file in (self._stat, self._online, self._meminfo, self._pressure):
             file.close()
         self._threads.close()
 

@@ -10,6 +10,9 @@ import math
 import os
 from pathlib import Path
 
+from colocate.cores import CoreSet, parse_ranges
+from colocate.errors import UserError
+
 _SIZE = 1 << 16  # the CPU lines of 800 cores
 
 
@@ -54,6 +57,26 @@ def core_ticks(text: bytes) -> dict[int, list[int]]:
         if len(ticks) == 8:
             found[int(words[0][3:])] = ticks
     return found
+
+
+def core_list(text: bytes) -> CoreSet | None:
+    """The cores of /sys/devices/system/cpu/online or the like (the kernel's admin-guide/cputopology.rst)."""
+    if not text.endswith(b"\n"):
+        return None
+    try:
+        return parse_ranges(text.decode("ascii")) or None
+    except (UserError, UnicodeDecodeError):
+        return None
+
+
+def offline_cores(root: Path = Path("/")) -> CoreSet:
+    """The cores that are there and unplugged; none where the kernel does not tell."""
+    base = root / "sys/devices/system/cpu"
+    try:
+        present, online = (core_list((base / name).read_bytes()) for name in ("present", "online"))
+    except OSError:
+        return frozenset()
+    return frozenset() if present is None or online is None else present - online
 
 
 def run_delay(text: bytes) -> tuple[int, int, int] | None:

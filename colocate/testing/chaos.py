@@ -202,6 +202,10 @@ class ChaosHost:
         if not self._running:
             return
         job = self._running[pick // 8 % len(self._running)]
+        if kind is Kind.UNPLUGGED and not any(one.kind is kind for one in self._met):  # one at a time: never all cores
+            gone = self._gone(fault)
+            if others.unplug(gone, self._cores - gone):
+                self._happens(fault)
         match kind:
             case Kind.FOREIGN if pick % 4 == 1:
                 done = others.confine(job, frozenset({cores[pick // 64 % len(cores)]}))
@@ -215,6 +219,12 @@ class ChaosHost:
                 return
         if done:
             self._happens(fault, job)
+
+    def _gone(self, fault: Fault) -> CoreSet:
+        """The cores that it takes away: never all."""
+        cores = sorted(self._cores)
+        first, count = fault.pick // 4, 1 + fault.pick % max(1, len(cores) - 1)
+        return frozenset(cores[(first + number) % len(cores)] for number in range(count))
 
     def _heard(self) -> Observation:
         """What the machine tells, before any fault is at it."""
@@ -288,6 +298,8 @@ class ChaosHost:
                         affinity=service.affinity | {self._cores},
                         threads=service.threads + 1 + fault.pick % 3,
                     )
+                case Kind.UNPLUGGED if fault in self._met:
+                    seen = replace(seen, offline=self._gone(fault))
                 case Kind.FOREIGN if fault.pick % 4 == 3:
                     seen = replace(seen, can_share=False)
             if (seen, service) != before:

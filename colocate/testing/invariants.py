@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate.controller import Controller
+from colocate.cores import CoreSet
 from colocate.eventlog import violations
 from colocate.jobs import ENDED, JobState
 from colocate.lifecycle import PATIENCE_S
@@ -23,6 +24,7 @@ from colocate.testing.others import Situation
 from colocate.view import Observation, ServiceSample, Signal
 
 RECOVERY_TICKS = 90  # a wish's patience (2 s) and a back-off (1 s) at the usual period, and a second and a half
+LOOK_TICKS = 10  # twice the time between two looks at what the kernel says of jobs
 RISING_S = 0.5
 RISING = 1.2  # of the CPU use now over the least of the last `RISING_S`
 _RISING_CORES = 0.1  # less than that is noise
@@ -111,6 +113,8 @@ class Invariants:
         self._latency_s = -math.inf  # when it was last fresh
         self._used: deque[tuple[float, float]] = deque()  # memcached's CPU of late
         self._seen: Observation | None = None
+        self._offline: CoreSet = frozenset()
+        self._plugged_tick = -LOOK_TICKS  # when that has changed
         self._gap_s = 0.0  # between the last two observations
         self._excuses: dict[str, int] = {}  # as in the host's `touched`, prolonged while nothing can be looked at
         controller.recording = []
@@ -121,7 +125,10 @@ class Invariants:
         self.checks += 1
         self._log_is_legal()
         self._prolong()
-        self._in_order(seen.time_s)
+        if seen.offline != self._offline:  # it is told just now
+            self._offline, self._plugged_tick = seen.offline, self._host.tick
+        else:
+            self._in_order(seen.time_s)
         controller = self._controller
         self._held = len(controller.service_cores)
         if (decision := controller.decision) is not None:
@@ -143,7 +150,7 @@ class Invariants:
         """A move was made, or failed."""
         self.checks += 1
         self._log_is_legal()
-        controller, topology = self._controller, self._controller.topology
+        controller, topology = self._controller, self._controller.topology  # what is online now
         has_cores = move.kind in (MoveKind.PIN, MoveKind.CREATE, MoveKind.START, MoveKind.RESIZE)
         if has_cores and not (move.cores and move.cores <= topology.cores):
             raise BrokenError(f"3: {move} is on no core, or on others than {sorted(topology.cores)}")
@@ -204,9 +211,9 @@ class Invariants:
     def _in_order(self, now_s: float) -> None:
         """Between two ticks: floor, sets, and who runs beside memcached."""
         real, controller = self._look(), self._controller
-        limits, topology = controller.regulator.limits, controller.topology
+        limits, topology = controller.regulator.limits, controller.topology  # what was online at the last tick
         for target, cores in ((SERVICE, real.service), *((name, job[0]) for name, job in real.jobs.items())):
-            if not cores or not cores <= topology.cores:
+            if not cores or not cores <= controller.managed.cores:
                 raise BrokenError(f"3: {target} is on {sorted(cores)}")
         if controller.decision is None or not controller.service_cores:
             return
@@ -226,18 +233,22 @@ class Invariants:
             apart = name not in controller.decision.plan.share
             if apart and not paused and not on_its_way and cores & service:
                 raise BrokenError(f"2: {name} runs on {sorted(cores)}, memcached has {sorted(service)}")
+            if not paused and not on_its_way and not cores <= topology.cores:
+                raise BrokenError(f"9: {name} is left on {sorted(cores)}, online are {sorted(topology.cores)}")
             known = cores in (job.cores, job.wish_cores) and paused in (was_paused, job.wish_paused)
-            if job.state in (JobState.RUNNING, JobState.PAUSED) and not known:
+            looked = self._host.tick - self._plugged_tick > LOOK_TICKS
+            if job.state in (JobState.RUNNING, JobState.PAUSED) and looked and not known:
                 raise BrokenError(
                     f"11: {name} is {job.state} on {sorted(job.cores)}, really {sorted(cores)}, {paused=}"
                 )
 
     def _pinned(self, move: Move) -> None:
         controller = self._controller
-        floor = min(controller.regulator.limits.floor_cores, len(controller.topology.cores))
+        online = len(controller.topology.cores)
+        floor, held = min(controller.regulator.limits.floor_cores, online), min(self._held or online, online)
         if len(move.cores) < floor:
             raise BrokenError(f"1: memcached gets {len(move.cores)} cores, the floor is {floor}")
-        if len(move.cores) >= (self._held or len(controller.topology.cores)):
+        if len(move.cores) >= held:
             return
         if stale := self._stale():
             raise BrokenError(f"5: memcached gets {len(move.cores)} cores instead of {self._held}, there is {stale}")

@@ -35,6 +35,9 @@ class Others(Protocol):
     def confine(self, job: str, cores: CoreSet) -> bool:
         """Put a job on these cores."""
 
+    def unplug(self, cores: CoreSet, left: CoreSet) -> bool:
+        """What the kernel does when cores go offline: who has none of those that are left has them all (cpuset(7))."""
+
     def pause(self, job: str, *, paused: bool) -> bool:
         """Freeze a job, or thaw it."""
 
@@ -76,6 +79,14 @@ class Pretended:
         """See `Others.confine`."""
         there = self._would(lambda now: job in now.jobs and now.jobs[job][0] != cores)
         return there and self._act(Move(MoveKind.RESIZE, job, cores))
+
+    def unplug(self, cores: CoreSet, left: CoreSet) -> bool:
+        """See `Others.unplug`."""
+        now = self._look() if self._look else Situation(cores, {})
+        self.pin(now.service - cores or left)
+        for job, (held, _) in now.jobs.items():
+            self.confine(job, held - cores or left)
+        return True
 
     def pause(self, job: str, *, paused: bool) -> bool:
         """See `Others.pause`."""

@@ -29,6 +29,7 @@ class Kind(enum.StrEnum):
     ON_ITS_WAY = "on its way"  # moves take effect late, twice, or never, or nobody tells
     ENGINE = "engine"  # no job's move succeeds, nothing is told
     PARTIAL = "partial"  # the second move of a tick fails, or all from there on
+    UNPLUGGED = "unplugged"  # cores go offline: who had no other one is let onto all that are left
     FOREIGN = "foreign"  # somebody else moves memcached or a job, or takes the priorities away
     EVENTS = "events"  # told late, twice, in another order, of strangers, or only when the host lists
     DISK = "disk"  # the disk of log and metrics is full, also in the middle of a line

@@ -91,6 +91,15 @@ class Hands:
         with self._group(job) as group:
             return group is not None and group.cores() != cores and group.set_cores(cores)
 
+    def unplug(self, cores: CoreSet, left: CoreSet) -> bool:
+        """See `Others.unplug`; the cores stay, as other programs need them."""
+        with suppress(OSError):  # it is dead
+            self.pin(frozenset().union(*masks(self.server.pid).values()) - cores or left)
+        for job, pids in self.jobs().items():
+            with suppress(OSError):  # it ends
+                self.confine(job, frozenset().union(*masks(pids[0]).values()) - cores or left)
+        return True
+
     def pause(self, job: str, *, paused: bool) -> bool:
         """See `Others.pause`."""
         with self._group(job) as group:

@@ -30,8 +30,8 @@ SEEDS = (
 NUMBER = {  # a kind of fault to its row
     Kind.UNKNOWN: 1, Kind.STALE: 1, Kind.NONSENSE: 2, Kind.BACKWARDS: 2, Kind.EMPTY: 2, Kind.UNLOADED: 3, Kind.GONE: 4,
     Kind.THREADS: 5, Kind.FREEZE: 6, Kind.VANISH: 7, Kind.IGNORED: 8, Kind.REFUSED: 9, Kind.ON_ITS_WAY: 10,
-    Kind.FOREIGN: 11, Kind.PARTIAL: 12, Kind.ENGINE: 13, Kind.EVENTS: 14, Kind.INTERRUPT: 15, Kind.DISK: 18,
-    Kind.POLICY: 21, Kind.LATE_TICKS: 22, Kind.EXIT: 27,
+    Kind.UNPLUGGED: 9, Kind.FOREIGN: 11, Kind.PARTIAL: 12, Kind.ENGINE: 13, Kind.EVENTS: 14,
+    Kind.INTERRUPT: 15, Kind.DISK: 18, Kind.POLICY: 21, Kind.LATE_TICKS: 22, Kind.EXIT: 27,
 }  # fmt: skip
 KILL = 16
 
