@@ -282,7 +282,7 @@ class Controller:
         if self.service_cores & gone:
             self._pinned(self.service_cores & present or present)
         for job in self.jobs.values():
-            job.unplugged(present)
+            job.unplugged(present, self.seen.time_s)
 
     def _judge(self, latency_ms: Signal, since_s: float) -> None:
         """Count the time since the last look for or against the SLO, where there is a fresh latency."""

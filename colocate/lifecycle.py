@@ -122,16 +122,17 @@ class JobLife:
             self.wish_paused = sample.paused
         return found
 
-    def unplugged(self, present: CoreSet) -> None:
+    def unplugged(self, present: CoreSet, now_s: float) -> None:
         """Cores went offline: the kernel leaves it those of its own that are present, or all where none is (cpuset(7)).
 
-        A job that runs is to be moved; of one that is paused, a resize must come before its resumption.
+        What was last asked for cannot be any more: a job that runs is resized at once, a paused one when it goes on.
         """
         if self.state not in (JobState.RUNNING, JobState.PAUSED) or self.cores <= present:
             return
         self.cores = self.cores & present or present
         if self.state is JobState.PAUSED:
             self.wish_cores = self.cores
+        self.wish_s = now_s
         self._say(Entry("update_cores", self.name, self.cores))
 
     def wished(self, move: Move, now_s: float, since_s: float) -> None:

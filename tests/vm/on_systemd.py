@@ -193,6 +193,7 @@ def test_a_cpu_that_goes_and_comes_back(
 ) -> None:
     with running(tmp_path, service, "--jobs", str(jobs), *SPLIT) as run:
         run.until("start other")
+        run.until("start spin")
         try:
             plugged(cpu, into=False)
             left = ALL - {cpu}
@@ -202,6 +203,7 @@ def test_a_cpu_that_goes_and_comes_back(
                 return [one_mask(service.pid), *(one_mask(pid) for pid in pids)]
 
             in_time(lambda: apart(held()), "memcached's cores and the jobs' are disjoint")
+            assert f"cores+%5B{cpu}%5D+are+offline" in run.log
             for _ in range(20):
                 assert all(cores and cores <= left for cores in held()), "only cores that are there"
                 assert apart(held())
