@@ -318,12 +318,13 @@ def calibrator(settings: CalibrationSettings, progress: Progress = lambda _what,
         threads, warnings = _quiet(ip, settings, topology.cores)
         rung = threading.Event()
         run_id = secrets.token_hex(4)
+        lock.claim_run(run_id)
         kind: Callable[[str, Callable[[], None]], Runtime]
         kind = ContainerRuntime if settings.runtime == "docker" else ProcessRuntime
         runtime, monitor = kind(run_id, rung.set), ResourceMonitor(topology.cores)
         try:
             runtime.prepare(jobs, progress)
-            state.write(Saved(run_id, boot_id(), runtime.name, "", service.to_json()))
+            state.write(Saved(run_id, boot_id(), runtime.name, "", service.to_json(), port=settings.port))
             target = Target(ip, settings.port, service.process.pid, threads, max(topology.cores))
             todo = plan(jobs, len(topology.cores), threads, quick=settings.quick, repeat=settings.repeat)
             yield Calibrator(todo, warnings, settings, jobs, topology, service, target, Trials(runtime, rung), monitor)

@@ -7,6 +7,7 @@ on a large server.
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -70,9 +71,8 @@ def private_memcached(threads: int) -> Iterator[tuple[int, int]]:
         raise UserError("memcached is not installed", "run scripts/setup_scheduler.sh, or apt-get install memcached")
     with socket.create_server((IP, 0)) as free:
         port = free.getsockname()[1]
-    user = ["-u", "nobody"] if os.geteuid() == 0 else []
     process = subprocess.Popen(
-        [binary, "-l", IP, "-p", str(port), "-U", "0", "-t", str(threads), "-m", "128", *user],
+        [*_bound_to_us(), binary, "-l", IP, "-p", str(port), "-U", "0", "-t", str(threads), "-m", "128"],
         start_new_session=True,  # the terminal's Ctrl-C is ours, not its
     )
     try:
@@ -119,6 +119,15 @@ def background_load(port: int, load: Load, output: Path, *, cpu: int | None) -> 
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _bound_to_us() -> list[str]:
+    """What starts a program that ends when we are killed (setpriv(1)); as nobody where we are root."""
+    if os.geteuid() != 0:
+        return ["setpriv", "--pdeathsig", "TERM", "--"]
+    nobody = pwd.getpwnam("nobody")
+    who = ["--reuid", str(nobody.pw_uid), "--regid", str(nobody.pw_gid), "--clear-groups"]
+    return ["setpriv", *who, "--pdeathsig", "TERM", "--"]
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

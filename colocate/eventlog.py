@@ -232,7 +232,9 @@ class SchedulerLogger:
         self._write("custom", job, comment=comment)
 
     def end(self) -> None:
-        """Write the last line, bring the file to the disk and close it."""
+        """Write the last line, bring the file to the disk and close it; idempotent."""
+        if self._file.closed:
+            return
         self._write("end", SCHEDULER)
         with suppress(OSError):  # nothing is left to try; `lost_lines` tells
             os.fsync(self._file.fileno())

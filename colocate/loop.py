@@ -47,6 +47,7 @@ def run(
     interrupted: Callable[[], int] = lambda: 0,
     show: Callable[[Controller], None] | None = None,
     before: Callable[[], None] = lambda: None,
+    ending: Callable[[], None] = lambda: None,
 ) -> Ending:
     """Run until every job has ended, the duration is over, or a signal came; then put everything back.
 
@@ -62,6 +63,7 @@ def run(
         interrupted: the number of the signal that asks for the end, or 0.
         show: called after every tick.
         before: called before every tick; where what others ask of the controller is done.
+        ending: called once nothing more is decided, before everything is put back, which may take its time.
     """
     why: Why = "crashed"
     try:
@@ -98,6 +100,7 @@ def run(
             break
     finally:
         try:
+            ending()
             problems = end(host, controller, log, on_exit, f"run {_ENDED.get(why, why)}")
         finally:
             if metrics is not None:

@@ -51,8 +51,8 @@ class Intervention:
     reason: str
 
 
-class OverrunError(Exception):
-    """A decision took longer than its deadline."""
+class OverrunError(BaseException):
+    """A decision took longer than its deadline; no `except Exception` of a policy's is to catch it."""
 
 
 Deadline = Callable[[float], AbstractContextManager[None]]
@@ -136,7 +136,9 @@ class Regulator:
             with self._deadline(self.limits.deadline_s):
                 plan = self.policy.decide(view)
             nonsense = malformed(plan)
-        except Exception as error:  # whatever a policy raises costs a strike, never the service
+        except KeyboardInterrupt:  # not the policy's
+            raise
+        except BaseException as error:  # whatever a policy raises (sys.exit, too) costs a strike, never the service
             nonsense = f"{type(error).__name__}: {error}"
         if nonsense:
             self.first_fault = self.first_fault or nonsense

@@ -136,12 +136,6 @@ class Session:
                 show(controller)
 
         interrupted = self.until_end.enter_context(signals(ring))
-
-        def ending() -> int:
-            if number := interrupted():
-                manager.stopping()
-            return number
-
         with (
             closing(Notifier()) as manager,
             controlled(state_dir, self.controller, ring, watch.handlers()) as take,
@@ -155,9 +149,10 @@ class Session:
                 duration_s=settings.duration_s,
                 once=settings.once,
                 on_exit=settings.on_exit,
-                interrupted=ending,
+                interrupted=interrupted,
                 show=shown,
                 before=take,
+                ending=manager.stopping,
             )
 
     def summary(self, ending: Ending, load: Path | None = None) -> Summary:
@@ -233,6 +228,8 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
         lock.acquire()
     try:
         if not settings.dry_run and (left := state.read()) is not None:
+            if left.port not in (None, settings.port):
+                lock.claim_port(left.port)
             done, failed = restore(left)
             for line in done:
                 sys.stderr.write(f"colocate: left by an earlier run: {line}\n")
@@ -241,8 +238,10 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             state.clear()
         affinity = ServiceAffinity(affinity.process)  # as it is now that nobody else is at it
         doorbell = Doorbell()
-        saved = Saved(secrets.token_hex(4), boot_id(), settings.runtime, "", affinity.to_json())
-
+        run_id = secrets.token_hex(4)
+        saved = Saved(run_id, boot_id(), settings.runtime, "", affinity.to_json(), port=settings.port)
+        if not settings.dry_run:
+            lock.claim_run(run_id)
         guard = _guard(settings, state.path.parent, lock.path, saved.run)
 
         def save(changed: Saved) -> None:
@@ -261,23 +260,24 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             sharing, verdict = _sharing(settings, (ip, settings.port), affinity, saved.run, topology, remember_groups)
             runtime = _runtime(settings, saved.run, doorbell, sharing)
             runtime.prepare(jobs, progress)
+            statistics = Statistics(ip, settings.port)
+            statistics.first(_FIRST_S)
+            host = LiveHost(
+                Service(ip, settings.port, affinity, statistics, _latency_source(settings, ip)),
+                runtime,
+                {spec.name: spec for spec in jobs},
+                ResourceMonitor(topology.cores),
+                doorbell,
+                remember=None if settings.dry_run else remember,
+                sharing=sharing,
+            )
         except BaseException:
             if sharing is not None:
                 sharing.close()
             if not settings.dry_run:
                 state.clear()
             raise
-        statistics = Statistics(ip, settings.port)
-        statistics.first(_FIRST_S)
-        host = LiveHost(
-            Service(ip, settings.port, affinity, statistics, _latency_source(settings, ip)),
-            runtime,
-            {spec.name: spec for spec in jobs},
-            ResourceMonitor(topology.cores),
-            doorbell,
-            remember=None if settings.dry_run else remember,
-            sharing=sharing,
-        )
+        log: SchedulerLogger | None = None
         try:
             known = None
             if calibration is not None:
@@ -299,6 +299,8 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             yield Session(settings, host, controller, log, metrics, doorbell, verdict, saved.run, until_end, pid)
         finally:
             problems = host.close(settings.on_exit)
+            if log is not None:
+                log.end()  # a run that was interrupted before it began
             if not settings.dry_run:
                 if not problems:
                     state.clear()

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+
+def say_if_heard(fd: int, words: bytes) -> None:
+    """Write, unless that would have to wait: a terminal may have been stopped (Ctrl-S), a pipe be full.
+
+    Raises:
+        OSError: whoever reads is gone.
+    """
+    ready = select.poll()
+    ready.register(fd, select.POLLOUT)
+    if ready.poll(0):
+        os.write(fd, words)
 
 
 @contextmanager
@@ -18,7 +31,7 @@ def signals(ring: Callable[[], None] = lambda: None) -> Iterator[Callable[[], in
     def handler(number: int, _frame: FrameType | None) -> None:
         if got:
             with suppress(OSError, ValueError):  # past its buffer, which may be in use; whoever reads it may be gone
-                os.write(sys.stderr.fileno(), b"colocate: already ending: jobs and cores are being put back\n")
+                say_if_heard(sys.stderr.fileno(), b"colocate: already ending: jobs and cores are being put back\n")
         got.append(number)
         ring()
 

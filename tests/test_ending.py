@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -23,6 +24,21 @@ def test_a_second_signal_ends_nothing_although_nobody_reads_what_we_say(monkeypa
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.raise_signal(number)
         assert interrupted() == signal.SIGINT
+
+
+def test_a_second_signal_waits_for_nobody_who_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with Ctrl-S and two Ctrl-C, or `2>&1 | less`."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write_end, bytes(4096))
+    os.set_blocking(write_end, True)
+    with os.fdopen(write_end, "w") as full, os.fdopen(read_end, "rb"), signals() as interrupted:
+        monkeypatch.setattr(sys, "stderr", full)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted() == signal.SIGTERM
 
 
 def test_a_host_whose_end_failed_half_way_says_so_when_it_is_ended_again() -> None:

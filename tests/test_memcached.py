@@ -364,6 +364,40 @@ def test_where_not_permitted_taskset_by_sudo_does_it(server: Memcached, unprivil
     assert {tid: mask(tid) for tid in server.tids()} == {t: OTHER if t == last else ALL for t in server.tids()}
 
 
+def test_one_thread_alone_that_was_elsewhere_gets_its_own_mask_by_sudo(
+    server: Memcached, unprivileged: ThreadPoolExecutor
+) -> None:
+    """As after a `taskset -p`, without -a: then all wrong threads are to have one mask, and others another."""
+    by = ("env",) if os.geteuid() == 0 else ("sudo", "-n")
+    os.sched_setaffinity(server.pid, ONE)
+    before = {tid: mask(tid) for tid in server.tids()}
+    assert set(before.values()) == {ONE, ALL}
+    affinity = ServiceAffinity(find(server.ip, server.port), sudo=by)
+    unprivileged.submit(affinity.pin, ONE).result(DEADLINE_S)
+    unprivileged.submit(affinity.restore).result(DEADLINE_S)
+    assert {tid: mask(tid) for tid in server.tids()} == before
+
+
+def test_of_a_mask_that_is_out_of_reach_now_all_that_there_is_is_given_back(threaded: subprocess.Popen[bytes]) -> None:
+    affinity = ServiceAffinity(known(threaded.pid), {threaded.pid: ALL | {8000}})
+    affinity.pin(ONE)
+    assert affinity.restore() == 1
+    assert mask(threaded.pid) == ALL
+
+
+def test_threads_that_cannot_be_listed_are_not_taken_for_none(
+    threaded: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """As without a free descriptor: nothing was found wrong, and nothing was done."""
+    place = tmp_path / f"proc/{threaded.pid}"
+    place.mkdir(parents=True)
+    (place / "stat").write_text(Path(f"/proc/{threaded.pid}/stat").read_text())
+    affinity = ServiceAffinity(known(threaded.pid), {threaded.pid: ALL}, root=tmp_path)
+    for act in (affinity.restore, lambda: affinity.pin(ONE)):
+        with pytest.raises(PinError, match="cannot be listed"):
+            act()
+
+
 def test_a_restart_is_found_anew(server: Memcached) -> None:
     before = ServiceAffinity(find(server.ip, server.port))
     before.pin(ONE)

@@ -82,3 +82,20 @@ def test_a_run_tells_its_manager_all_of_it(manager, tmp_path: Path, behave_binar
             pass
         assert told[0] == "STOPPING=1"
         assert run.end() == 143
+
+
+def test_a_run_that_ends_by_itself_says_so_before_it_puts_everything_back(
+    manager, tmp_path: Path, behave_binary: Path, monkeypatch
+):
+    listener, address = manager
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    file = catalogue(tmp_path / "jobs.toml", "none", {"one": "./behave exit 0 10"}, behave_binary.parent)
+    with (
+        running_memcached() as server,
+        running(tmp_path, server, "--jobs", str(file), "--runtime", "process", "--no-share") as run,
+    ):
+        assert run.end() == 0
+        assert said(listener)[0] == "READY=1"
+        while (told := said(listener))[0] == "WATCHDOG=1":
+            pass
+        assert told[0] == "STOPPING=1"

@@ -47,8 +47,14 @@ def test_after_the_last_strike_the_safe_policy_stays():
     assert changes == []
 
 
-def test_an_overrun_is_a_strike():
-    assert rules(regulator(OverrunError("slow")).plan(view(jobs=JOBS))[1]) == ["strike"]
+@pytest.mark.parametrize("raised", [OverrunError("slow"), SystemExit(0), GeneratorExit()])
+def test_an_overrun_is_a_strike_and_so_is_a_policy_that_wants_us_to_end(raised):
+    assert rules(regulator(raised).plan(view(jobs=JOBS))[1]) == ["strike"]
+
+
+def test_what_a_user_interrupts_is_no_fault_of_the_policy():
+    with pytest.raises(KeyboardInterrupt):
+        regulator(KeyboardInterrupt()).plan(view(jobs=JOBS))
 
 
 IMPOSSIBLE = [Plan(5), Plan(3, {"a": 2}), Plan(1, {"x": 1}), Plan(0), Plan(1, {}, frozenset("x"))]

@@ -17,7 +17,7 @@ from colocate.eventlog import SchedulerLogger
 from colocate.host.control import ask
 from colocate.host.engine import CALL_TIMEOUT_S, RUN_LABEL
 from colocate.host.restore import remove_containers, restore
-from colocate.host.state import Saved, StateFile, boot_id
+from colocate.host.state import Saved, StateFile, boot_id, claim
 from tests.faults.engine import proxied
 from tests.live import catalogue, colocate, running
 from tests.memcached_fixture import running_memcached
@@ -55,6 +55,19 @@ def test_a_slow_removal_is_waited_for(docker_client: docker.DockerClient, behave
     with leftover(docker_client, behave_image) as (run_id, name, there):
         assert remove_containers(run_id) == ([f"container {name} removed"], [])
         assert not there()
+
+
+@pytest.mark.usefixtures("slow_engine")
+def test_of_all_runs_those_that_go_on_elsewhere_keep_their_containers(
+    docker_client: docker.DockerClient, behave_image: str
+) -> None:
+    with leftover(docker_client, behave_image) as (run_id, name, there):
+        with claim(f"run-{run_id}"):
+            done, _ = remove_containers(None)
+            assert there()
+            assert not any(name in line for line in done)
+        done, _ = remove_containers(None)
+        assert f"container {name} removed" in done
 
 
 def saved(run: str, log: Path, *, keeps_jobs: bool = False) -> Saved:

@@ -12,6 +12,7 @@ import pytest
 
 from colocate.cores import parse_ranges
 from colocate.eventlog import violations
+from colocate.session import Settings, session
 from tests.live import catalogue, colocate, masks, one_mask
 from tests.live import running as running_with
 from tests.memcached_fixture import eventually, running_memcached
@@ -231,6 +232,35 @@ def test_a_dry_run_decides_and_touches_nothing(tmp_path, server, docker_client):
     assert not (tmp_path / "state/state.json").exists()
 
 
+def test_what_is_refused_late_leaves_nothing_either(tmp_path, server, jobs_of, docker_client):
+    before = ours(docker_client), masks(server.pid)
+    (tmp_path / "load.txt").write_text("")
+    arguments = (*jobs_of({"spin": "spin 1"}), "--latency-from", str(tmp_path / "load.txt"), "--percentile", "94")
+    with running(tmp_path, server, *arguments, "--no-guard") as run:
+        assert run.end() == 2
+    assert "percentile" in run.errors
+    assert not (tmp_path / "state/state.json").exists()
+    assert (ours(docker_client), masks(server.pid)) == before
+
+
+def test_a_run_that_is_interrupted_before_it_begins_has_a_last_line(tmp_path, server, jobs_of):
+    _, jobs, _, runtime = jobs_of({"spin": "spin 1"})
+    state = tmp_path / "state"
+    settings = Settings(
+        server.ip, server.port, jobs=jobs, runtime=runtime, log_dir=tmp_path, state_dir=state, guard=False
+    )
+
+    def interrupted():
+        with session(settings):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    (log,) = tmp_path.glob("log*.txt")
+    assert violations(log.read_text()) == []
+    assert not (state / "state.json").exists()
+
+
 def test_only_the_cores_it_may_manage_are_used(tmp_path, server, jobs_of):
     first, last = min(ALL), max(ALL)
     with running(tmp_path, server, *jobs_of({"spin": "spin 1"}), "--cores", f"{first},{last}") as run:
@@ -249,11 +279,30 @@ def test_the_policy_of_the_documentation_works_as_printed(tmp_path, server, jobs
     assert run.summary["policy"] == "my.py:Mine"
 
 
-def test_a_policy_that_raises_or_hangs_costs_strikes_not_the_run(tmp_path, server, jobs_of):
-    (tmp_path / "bad.py").write_text(
-        "import time\nfrom colocate.policy import Policy\n"
-        "class Hangs(Policy):\n    def decide(self, view):\n        time.sleep(30)\n"
-    )
+HANGS = """
+import time
+from colocate.policy import Policy
+class Hangs(Policy):
+    def decide(self, view):
+        {}
+"""
+CATCHES = """while True:
+            try:
+                time.sleep(30)
+            except Exception:
+                pass"""
+HIDES = """try:
+            time.sleep(0.4)
+        except BaseException:
+            pass"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["time.sleep(30)", CATCHES, HIDES, "raise SystemExit(0)"],
+)
+def test_a_policy_that_raises_or_hangs_costs_strikes_not_the_run(tmp_path, server, jobs_of, body):
+    (tmp_path / "bad.py").write_text(HANGS.format(body))
     with running(tmp_path, server, *jobs_of({"spin": "spin 1"}), "--policy", "bad.py:Hangs") as run:
         run.until("safe+policy+takes+over")
         assert run.end(signal.SIGTERM) == 143

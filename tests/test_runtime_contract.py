@@ -278,6 +278,14 @@ def test_its_children_move_and_end_with_it(rig: Rig) -> None:
     rig.until(lambda: not any(map(psutil.pid_exists, pids)))
 
 
+def test_nothing_of_it_outlives_the_run(rig: Rig) -> None:
+    rig.run("escape")
+    if rig.kind != "fake":  # a script of the fake's has no grandchildren
+        rig.wait("job", KINDS.EXITED)
+    assert rig.runtime.close("stop", PATIENCE_S) == []
+    assert rig.left() == {}
+
+
 def test_a_paused_job_stands_still_until_it_is_resumed(rig: Rig) -> None:
     rig.run("spin", "2", cores=A)
     rig.until(lambda: (rig.runtime.look()["job"].cpu_s or 0) > 0.02)
@@ -580,3 +588,18 @@ def test_what_a_killed_controller_left_is_removed(behave_binary: Path, cgroups: 
     finally:
         rig.runtime.close("stop", PATIENCE_S)
         rig.clean()
+
+
+def test_a_container_restarted_by_somebody_is_taken_over(docker_rig: DockerRig) -> None:
+    docker_rig.run("spin", "1", cores=A)
+    before = docker_rig.pid("job")
+    docker_rig.client.api.restart(docker_rig.inspect()["Id"], timeout=0)
+    event = docker_rig.wait("job", KINDS.CHANGED, KINDS.EXITED)
+    if event.kind is KINDS.EXITED:  # it was over for long enough to be seen
+        return
+    assert event.detail == "restarted by somebody else, taken over"
+    assert docker_rig.pid("job") != before
+    docker_rig.wished(docker_rig.runtime.pause("job"), KINDS.PAUSED)
+    used_s = docker_rig.runtime.look()["job"].cpu_s
+    time.sleep(0.1)
+    assert docker_rig.runtime.look()["job"].cpu_s == used_s

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from colocate.errors import UserError
-from colocate.host.state import Lock, Saved, StateFile, boot_id, lock_for
+from colocate.host.state import Lock, Saved, StateFile, boot_id, goes_on, lock_for
 
 SAVED = Saved("run1", boot_id(), "docker", "logs/log1.txt", {"pid": 7, "start_ticks": 9, "masks": {"7": "0-3"}})
 
@@ -122,3 +122,16 @@ def test_one_controller_a_memcached_wherever_their_state_lies(tmp_path):
     elsewhere.release()
     second.acquire()
     second.release()
+
+
+def test_a_run_is_known_to_go_on_until_its_lock_is_released(tmp_path):
+    lock = lock_for(tmp_path, 4713)
+    lock.acquire()
+    lock.claim_run("cafe")
+    assert goes_on("cafe")
+    assert not goes_on("beef")
+    with pytest.raises(UserError, match="port 4713"):
+        lock.claim_port(4713)
+    assert not goes_on("cafe")
+    lock.acquire()
+    lock.release()

@@ -21,7 +21,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "Refused while a run is going on. Exit code 1 if something could not be put back.",
         allow_abbrev=False,
     )
-    parser.add_argument("--all", action="store_true", help="also remove containers of runs that left no state file")
+    parser.add_argument(
+        "--all", action="store_true", help="also containers of runs that are over and left no state here"
+    )
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="as given to the run")
     parser.add_argument(
         "--wait", type=options.seconds, default=0.0, metavar="TIME", help="go on trying for so long (not at all)"
@@ -33,7 +35,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def restore_command(args: argparse.Namespace) -> int:
     """Restore; one line for each thing done, and for each that failed."""
     state = StateFile(args.state_dir or default_directory())
-    lock = lock_for(args.state_dir)
+    saved = state.read()
+    lock = lock_for(args.state_dir, saved.port if saved else None)
     lock.acquire()
     try:
         end_s = time.monotonic() + args.wait

@@ -155,6 +155,11 @@ class Container(Wishes):
                 if known == (self._cores, self._paused) != now and time.monotonic() > self._unsure_s:
                     what = "paused" if self._record.paused else f"moved to {format_ranges(self._record.cores)}"
                     self._emit(JobEventKind.CHANGED, detail=f"{what} by somebody else, put right")
+                if self._grip.replaced(state["Pid"]):
+                    self._grip.drop()
+                    self._grip.take(state["Pid"], self._record.id, self._init_ended)
+                    self._confirm()
+                    self._emit(JobEventKind.CHANGED, detail="restarted by somebody else, taken over")
                 self._suspect = self._grip.ended()  # then the engine only has not noticed yet
                 self._inspect_s = time.monotonic() + _ASK_AGAIN_S
             elif state["Status"] in ("removing", "dead") and not self._stop_wished:
@@ -247,6 +252,8 @@ class Container(Wishes):
                     self._suspicious()
 
     def _record_failed(self, error: BaseException) -> None:
+        if self._record_tries + 1 >= _RECORD_TRIES:  # without the lock: a terminal may take no word (Ctrl-S)
+            _log.warning("%s: the engine's record is out of date: %s", self._name, reason(error))
         with self._cond:
             self._record_tries += 1
             self._unsure_s = time.monotonic() + _UNSURE_S
@@ -254,7 +261,6 @@ class Container(Wishes):
             self._suspicious()  # also brings what we believe of the record up to date
             if self._record_tries >= _RECORD_TRIES:
                 self._record_s = time.monotonic() + 60.0
-                _log.warning("%s: the engine's record is out of date: %s", self._name, reason(error))
 
     def _kill(self) -> None:
         with self._cond:

@@ -180,8 +180,8 @@ def leftover_runs(client: docker.DockerClient) -> dict[str, list[str]]:
     return runs
 
 
-def remove_leftovers(client: docker.DockerClient, run_id: str | None, root: Path = Path("/")) -> list[str]:
-    """Remove the containers of one run, or of all runs; only what carries our label is touched.
+def remove_leftovers(client: docker.DockerClient, run_id: str, root: Path = Path("/")) -> list[str]:
+    """Remove the containers of one run; only what carries its label is touched.
 
     Returns:
         what could not be removed, one line each.

@@ -58,6 +58,10 @@ class Grip:
             self._watcher.forget(self._pidfd)
             self._pidfd = None
 
+    def replaced(self, pid: int) -> bool:
+        """Whether what it holds has ended, and the engine says that another process is the container's now."""
+        return bool(pid) and pid != self._pid and self.ended()
+
     def ended(self) -> bool:
         """Whether its init process has been seen to end."""
         return self._pidfd is not None and _ended(self._pidfd)
@@ -102,9 +106,9 @@ class Grip:
             return False
         if paused:
             frozen = self._group.freeze()
-            if self.ended():
+            if over := self.ended():
                 self._group.thaw()
-            return frozen
+            return frozen and not over
         thawed = self._group.thaw()
         self.release()
         return thawed

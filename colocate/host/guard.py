@@ -96,7 +96,7 @@ def _put_back(directory: Path, lock_path: Path, run: str) -> int:
     from colocate.errors import UserError
     from colocate.host.state import Lock, StateFile
 
-    say, lock = _Notes().say, Lock(lock_path)
+    say = _Notes().say
     give_up_s = time.monotonic() + _GIVE_UP_S
     while time.monotonic() < give_up_s:
         try:
@@ -104,6 +104,7 @@ def _put_back(directory: Path, lock_path: Path, run: str) -> int:
             saved = state.read()
             if saved is None or saved.run != run:  # the run itself, a later one or `restore` has put everything back
                 return 0
+            lock = Lock(lock_path, saved.port)
             try:
                 lock.acquire()
             except UserError:

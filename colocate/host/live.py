@@ -100,9 +100,10 @@ class LiveHost:
         self._searching: threading.Thread | None = None
         self._closed = threading.Event()
         self.problems: list[str] = []
+        self._timed = False
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
-            signal.signal(signal.SIGALRM, _overrun)
+            signal.signal(signal.SIGALRM, self._overrun)
         self._niceness = os.getpriority(os.PRIO_PROCESS, 0)
         _with_priority()
 
@@ -182,18 +183,25 @@ class LiveHost:
 
     @contextmanager
     def deadline(self, seconds: float) -> Iterator[None]:
-        """Interrupt what it encloses by SIGALRM; outside the main thread, only find out afterwards."""
+        """Interrupt what it encloses by SIGALRM, again and again; outside the main thread, only find out afterwards."""
         start_s = self.now()
         if self._main:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            try:
-                yield
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-        else:
+            self._timed = True
+            signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+        try:
             yield
-            if self.now() - start_s > seconds:
-                raise OverrunError(f"the decision took {self.now() - start_s:.3f} s")
+        finally:
+            try:
+                self._timed = False
+            finally:  # also where the alarm went off at the very end
+                if self._main:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+        if (took_s := self.now() - start_s) > seconds:  # it has caught what the alarm raises
+            raise OverrunError(f"the decision took {took_s:.3f} s")
+
+    def _overrun(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._timed:
+            raise OverrunError("the decision took longer than its deadline")
 
     def close(self, on_exit: OnExit) -> list[str]:
         """Memcached gets its cores back first, then the jobs end; idempotent."""
@@ -274,7 +282,3 @@ def _with_priority() -> None:
     """Go before the batch jobs where that is permitted: a controller that waits for a core reacts late."""
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -15)
-
-
-def _overrun(_signal: int, _frame: FrameType | None) -> None:
-    raise OverrunError("the decision took longer than its deadline")

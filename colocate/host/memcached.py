@@ -111,6 +111,8 @@ class ServiceAffinity:
     def restore(self) -> int:
         """Give each thread its mask of before; one that has appeared since then gets the main thread's.
 
+        Of a mask that reaches beyond its cpuset, or to a core that is unplugged now, it has what there is.
+
         Returns:
             The number of its threads; 0 when memcached is gone.
 
@@ -120,7 +122,7 @@ class ServiceAffinity:
         if not self.original:
             return 0
         main = self.original.get(self.process.pid) or next(iter(self.original.values()))
-        return self._settle(self.original, main)
+        return self._settle(self.original, main, whole=False)
 
     def to_json(self) -> dict[str, object]:
         """What `from_json` needs to put things back after a crash."""
@@ -160,10 +162,11 @@ class ServiceAffinity:
             except ProcessLookupError:
                 continue
 
-    def _settle(self, wanted: Mapping[int, CoreSet], other: CoreSet) -> int:
+    def _settle(self, wanted: Mapping[int, CoreSet], other: CoreSet, *, whole: bool = True) -> int:
         """Set and read back until a whole round finds every thread right.
 
-        What a thread was given of cores that are unplugged does not show, so it must have been given once.
+        Cores that are unplugged do not show in what a thread was given (sched_setaffinity(2)); nor need those outside
+        its cpuset, unless the `whole` set is wanted. Then it must have been given once.
         """
         wrong: dict[int, CoreSet] = {}
         given: set[int] = set()
@@ -173,34 +176,44 @@ class ServiceAffinity:
                 return 0
             now = dict(self._now())
             wrong = {tid: wanted.get(tid, other) for tid, mask in now.items() if mask != wanted.get(tid, other)}
-            if wrong and given and (offline := procfs.offline_cores(self._root)):
-                wrong = {tid: cores for tid, cores in wrong.items() if tid not in given or now[tid] != cores - offline}
-            if not wrong:
+            if wrong and given:
+                offline = procfs.offline_cores(self._root) if whole else frozenset()
+                wrong = {
+                    tid: cores
+                    for tid, cores in wrong.items()
+                    if tid not in given or not (now[tid] == cores - offline if whole else now[tid] < cores)
+                }
+            if now and not wrong:
                 return len(now)
-            why = self._set(wrong) or why
-            given |= wrong.keys()
+            why = self._set(wrong, given) or why
             if why.startswith(_DENIED):  # it will not be permitted a moment later either
                 break
+        if not wrong:
+            raise PinError(f"memcached (pid {self.process.pid}): its threads cannot be listed")
         place = f"memcached (pid {self.process.pid}): {len(wrong)} threads cannot be pinned to"
         raise PinError(f"{place} {format_ranges(next(iter(wrong.values())))}{why and ': '}{why}")
 
-    def _set(self, wrong: Mapping[int, CoreSet]) -> str:
-        """Try once; why not, if the kernel gives a reason."""
+    def _set(self, wrong: Mapping[int, CoreSet], given: set[int]) -> str:
+        """Try once, and note who was given its cores; why not, if the kernel gives a reason."""
         why = ""
         denied = {}
         for tid, cores in wrong.items():
             try:
                 os.sched_setaffinity(tid, cores)
+                given.add(tid)
             except ProcessLookupError:
                 continue
             except PermissionError:
                 denied[tid] = cores
             except OSError as error:
                 why = f"{error.strerror} (its cgroup's cpuset may forbid it, or there is no such core)"
-        if len(masks := set(denied.values())) == 1:
+        if len(masks := set(denied.values())) == 1 and denied.keys() >= {*procfs.threads(self.process.pid, self._root)}:
             done = self._taskset("-acp", format_ranges(masks.pop()), str(self.process.pid))
         else:
-            done = all(self._taskset("-cp", format_ranges(cores), str(tid)) for tid, cores in denied.items())
+            told = [self._taskset("-cp", format_ranges(cores), str(tid)) for tid, cores in denied.items()]
+            done = all(told)
+        if done:
+            given |= denied.keys()
         return why if done else f"{_DENIED}; {_PERMISSION_CURE}"
 
     def _taskset(self, *arguments: str) -> bool:

@@ -198,7 +198,10 @@ class ProcessRuntime:
                     except subprocess.TimeoutExpired:
                         problems.append(f"{one.spec.name}: pid {process.pid} has been killed and is still there")
                 self._shut_gate(one)
-                proctree.wait_until(one.group.remove, max(0.1, end_s - time.monotonic()))
+                if not proctree.wait_until(one.group.remove, max(0.1, end_s - time.monotonic())):
+                    problems.append(f"{one.spec.name}: its control group has processes that do not end")
+        if on_exit == "stop":  # where there are no groups, a process in a session of its own is known by its mark alone
+            problems += proctree.kill_leftovers(self._run_id, self._root)[1]
         return problems
 
     def _make_group(self, job: str) -> JobCgroup:
@@ -245,7 +248,10 @@ class ProcessRuntime:
         program = str(where.absolute() / argv[0]) if "/" in argv[0] else argv[0]
         if shutil.which(program) is None:
             return f"{argv[0]}: no such program in {where}"
-        read_end, gate = os.pipe()
+        try:
+            read_end, gate = os.pipe()
+        except OSError as error:  # no more descriptors
+            return f"{argv[0]}: {error.strerror}"
         try:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", _GATE, "sh", *argv], stdin=read_end, stdout=subprocess.DEVNULL,
@@ -257,8 +263,13 @@ class ProcessRuntime:
             return f"{where}: {error.strerror}"
         finally:
             os.close(read_end)
+        try:
+            one.pidfd = os.pidfd_open(process.pid)
+        except OSError as error:
+            os.close(gate)  # it has not begun, and ends
+            process.wait()
+            return f"{argv[0]}: {error.strerror}"
         one.process, one.gate = process, gate
-        one.pidfd = os.pidfd_open(process.pid)
         self._watcher.watch(one.pidfd, lambda: self._ended(one, process))
         proctree.give_way(process.pid, self._root)
         one.group.thaw()

@@ -11,6 +11,8 @@ from colocate.jobs import JobSpec
 
 _LOG = LogConfig(type="json-file", config={"max-size": "1m", "max-file": "1"})  # a chatty job cannot fill the disk
 
+_NEVER = "0001-01-01T00:00:00Z"  # when a container has started that has not
+
 
 class Record:
     """What the engine has on record, as far as we know. Only the container's worker calls it.
@@ -28,6 +30,8 @@ class Record:
         self.id = ""
         self.cores = cores
         self.paused = False
+        self._asked = False  # to start, and not answered yet
+        self._started = _NEVER
         self._parent = parent
         self._quick = quick
         self._patient = patient
@@ -54,13 +58,20 @@ class Record:
             made = self._patient.inspect_container(name)  # of an earlier try whose answer was lost
             if not labels.items() <= made["Config"]["Labels"].items():
                 raise
-        self.id = made["Id"]
+        self.id, self._asked, self._started = made["Id"], False, _NEVER
 
     def start(self) -> int:
-        """Start it; its init's pid, 0 if that is over already."""
-        self._patient.start(self.id)
-        self.paused = False
-        return int(self._patient.inspect_container(self.id)["State"]["Pid"])
+        """Start it; its init's pid, 0 if that is over already.
+
+        After a start that was not answered it is not started a second time if that one has come through.
+        """
+        asked, self._asked = self._asked, True
+        state = self._patient.inspect_container(self.id)["State"] if asked else {}
+        if state.get("StartedAt", self._started) == self._started:
+            self._patient.start(self.id)
+            state = self._patient.inspect_container(self.id)["State"]
+        self._asked, self._started, self.paused = False, state["StartedAt"], False
+        return int(state["Pid"])
 
     def move(self, cores: CoreSet) -> None:
         """Have it say `cores`; the engine writes them into the container's files, too."""

@@ -18,7 +18,7 @@ from colocate.host.engine import (
 from colocate.host.memcached import PinError, restore_from
 from colocate.host.proctree import kill_leftovers
 from colocate.host.sharing import remove_groups
-from colocate.host.state import Saved
+from colocate.host.state import Saved, goes_on
 
 
 def restore(saved: Saved) -> tuple[list[str], list[str]]:
@@ -42,7 +42,7 @@ def restore(saved: Saved) -> tuple[list[str], list[str]]:
         failed += remove_groups(there)
         removed = [path for path in there if not path.exists()]
         done += [f"control group {removed[0].name} removed"] if removed else []
-    if not failed and (closed := _close_log(Path(saved.log))):
+    if not failed and saved.log and (closed := _close_log(Path(saved.log))):
         done.append(closed)
     return done, failed
 
@@ -72,7 +72,7 @@ def _close_log(path: Path) -> str:
 
 
 def remove_containers(run: str | None) -> tuple[list[str], list[str]]:
-    """Remove the containers of one run, or of every run of ours.
+    """Remove the containers of one run, or of every run of ours that is over.
 
     Returns:
         what was removed, and what could not be; one line each.
@@ -82,9 +82,11 @@ def remove_containers(run: str | None) -> tuple[list[str], list[str]]:
     except UserError as error:
         return [], [f"containers are not looked for: {error}"]
     try:
-        found = {name for id_, names in leftover_runs(client).items() if run in {None, id_} for name in names}
+        runs = leftover_runs(client)
+        over = [id_ for id_ in runs if id_ == run or (run is None and not goes_on(id_))]
+        found = {name for id_ in over for name in runs[id_]}
         client.api.timeout = int(LONG_TIMEOUT_S)  # a removal waits for disks
-        failed = remove_leftovers(client, run) if found else []
+        failed = [line for id_ in over for line in remove_leftovers(client, id_)]
     except UserError as error:
         return [], [str(error)]
     finally:

@@ -20,7 +20,7 @@ from pathlib import Path
 from colocate.errors import UserError
 from colocate.trust import check_directory, read_trusted
 
-VERSION = 2
+VERSION = 3
 
 
 def default_directory() -> Path:
@@ -56,6 +56,7 @@ class Saved:
         service: memcached's pid, start time and original affinity, as `host.memcached` writes it.
         groups: control groups that the run may have made, or the engine for it.
         keeps_jobs: its jobs, and the groups they are in, stay: it has ended with `--on-exit leave` or `pause`.
+        port: memcached's, which belongs to whoever puts this back meanwhile.
     """
 
     run: str
@@ -65,6 +66,7 @@ class Saved:
     service: Mapping[str, object]
     groups: tuple[str, ...] = ()
     keeps_jobs: bool = False
+    port: int | None = None
 
 
 def boot_id(root: Path = Path("/")) -> str:
@@ -144,6 +146,7 @@ class StateFile:
                 service=dict(data["service"]),
                 groups=tuple(str(path) for path in data["groups"]),
                 keeps_jobs=bool(data["keeps_jobs"]),
+                port=None if data["port"] is None else int(data["port"]),
             )
             _check(saved)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -196,20 +199,44 @@ def _private(path: str, flags: int) -> int:
     return fd
 
 
+def claim(name: str) -> socket.socket:
+    """Take a name that is this process's alone until the socket is closed: an abstract one (unix(7)).
+
+    Raises:
+        OSError: another process has it.
+    """
+    bound = socket.socket(socket.AF_UNIX)
+    try:
+        bound.bind(f"\0colocate-{name}")
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def goes_on(run: str) -> bool:
+    """Whether that run is still there, whatever its state directory is."""
+    try:
+        claim(f"run-{run}").close()
+    except OSError:
+        return True
+    return False
+
+
 class Lock:
     """One controller a machine: an flock(2) on a file that holds the owner's pid.
 
     Args:
         path: the file.
         port: memcached's. Runs with state directories of their own have locks of their own, and one memcached has one
-            controller all the same: it binds a name that belongs to the port (unix(7), abstract sockets).
+            controller all the same: it claims the port.
     """
 
     def __init__(self, path: Path, port: int | None = None) -> None:
         self.path = path
         self._port = port
         self._fd = -1
-        self._name: socket.socket | None = None
+        self._names: list[socket.socket] = []
 
     def acquire(self) -> None:
         """Take the lock; it is given up when the process ends, however it ends.
@@ -218,17 +245,25 @@ class Lock:
             UserError: another controller holds it (its pid is named), or the file cannot be opened.
         """
         self._lock_file()
+        if self._port is not None:
+            self.claim_port(self._port)
+
+    def claim_port(self, port: int) -> None:
+        """Take one more memcached, until this is released.
+
+        Raises:
+            UserError: another controller has it; then the whole lock is released.
+        """
         try:
-            self._bind_name()
+            self._names.append(claim(f"memcached-{port}"))
         except OSError as error:
             self.release()
-            what = f"another colocate controls the memcached on port {self._port}"
+            what = f"another colocate controls the memcached on port {port}"
             raise UserError(what, "end it first, or wait for its end") from error
 
-    def _bind_name(self) -> None:
-        if self._port is not None:
-            self._name = socket.socket(socket.AF_UNIX)
-            self._name.bind(f"\0colocate-memcached-{self._port}")
+    def claim_run(self, run: str) -> None:
+        """Let others know that this run goes on, until this is released."""
+        self._names.append(claim(f"run-{run}"))
 
     def _lock_file(self) -> None:
         try:
@@ -267,9 +302,8 @@ class Lock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        if self._name is not None:
-            self._name.close()
-            self._name = None
+        while self._names:
+            self._names.pop().close()
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW  # where everybody may write, a link may lead anywhere
