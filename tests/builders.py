@@ -136,7 +136,7 @@ class Fixed(Policy):
 
     def decide(self, view: View) -> Plan:
         plan = self.plans.pop(0) if len(self.plans) > 1 else self.plans[0]
-        if isinstance(plan, Exception):
+        if isinstance(plan, BaseException):
             raise plan
         return plan
 

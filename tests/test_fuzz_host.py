@@ -6,6 +6,7 @@ Whatever stands there, the answer is a value or what the docstring names, in one
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import socket
 import string
@@ -26,7 +27,7 @@ from colocate.host import find, procfs, proctree
 from colocate.host.cgroup import JobCgroup, find_place, hierarchies, may_weigh
 from colocate.host.memcached import ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
-from colocate.host.state import Saved, StateFile, boot_id
+from colocate.host.state import VERSION, Saved, StateFile, boot_id
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobSpec, load_catalogue
 from colocate.sim.calibration import load_calibration
@@ -210,10 +211,23 @@ def test_odd_figures(tmp_path: Path, data: bytes) -> None:
 
 
 SAVED = {
-    "version": 1, "run": "run1", "boot_id": boot_id(), "runtime": "docker", "log": "logs/log1.txt",
+    "version": VERSION, "run": "run1", "boot_id": boot_id(), "runtime": "docker", "log": "logs/log1.txt",
     "service": {"pid": 999999, "start_ticks": 9, "name": "memcached", "masks": {"999999": "0-3"}},
-    "groups": ["/sys/fs/cgroup/cpu/colocate-run1"],
+    "groups": ["/sys/fs/cgroup/cpu/colocate-run1"], "keeps_jobs": False, "port": 11211,
 }  # fmt: skip
+
+
+def summed(data: dict[str, object]) -> bytes:
+    """As it lies on the disk, with a checksum that is right whatever it says."""
+    text = json.dumps(data, sort_keys=True)
+    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), **data}).encode()
+
+
+def resaid(before: str, after: str) -> bytes:
+    """The state with other words in it, and the checksum of those."""
+    made = json.dumps(SAVED).replace(before, after)
+    assert made != json.dumps(SAVED)
+    return summed(json.loads(made))
 
 
 @st.composite
@@ -224,20 +238,21 @@ def states(draw: st.DrawFn) -> bytes:
     for key in draw(st.lists(st.sampled_from([*SAVED["service"], "more"]), max_size=2)):
         if isinstance(made["service"], dict):
             made["service"][key] = draw(VALUES)
-    return json.dumps(made).encode()
+    return summed(made)
 
 
 @UNHURRIED
-@given(states() | damaged([json.dumps(SAVED)], [DEEP, DIGITS, "null", "{", '"', "\udcff", "-", "1e999", "NaN"]))
+@given(states() | damaged([summed(SAVED).decode()], [DEEP, DIGITS, "null", "{", '"', "\udcff", "-", "1e999", "NaN"]))
 @example(DEEP.encode())
 @example(json.dumps(SAVED).replace('"pid": 999999', f'"pid": {DIGITS}').encode())
-@example(json.dumps(SAVED).replace('"pid": 999999', f'"pid": {10**30}').encode())
-@example(json.dumps(SAVED).replace('"pid": 999999', '"pid": -1').encode())
-@example(json.dumps(SAVED).replace('"pid": 999999', '"pid": true').encode())
-@example(json.dumps(SAVED).replace('"run1"', '"../../x"').encode())
-@example(json.dumps(SAVED).replace('"run1"', '""').encode())
-@example(json.dumps(SAVED).replace("log1", "\\u0000").encode())
-@example(json.dumps(SAVED).replace("/sys/fs/cgroup/cpu", "/etc").encode())
+@example(resaid('"pid": 999999', f'"pid": {10**30}'))
+@example(resaid('"pid": 999999', '"pid": -1'))
+@example(resaid('"pid": 999999', '"pid": true'))
+@example(resaid('"run1"', '"../../x"'))
+@example(resaid('"run1"', '""'))
+@example(resaid("log1", "\\u0000"))
+@example(resaid("/sys/fs/cgroup/cpu", "/etc"))
+@example(resaid('"port": 11211', '"port": [1]'))
 def test_an_odd_state_file(tmp_path: Path, data: bytes) -> None:
     state = StateFile(tmp_path)
     state.path.write_bytes(data)
@@ -255,6 +270,15 @@ def test_an_odd_state_file(tmp_path: Path, data: bytes) -> None:
         return
     assert affinity.process.pid > 0
     assert affinity.restore() == 0, "that process is not there"
+
+
+def test_what_the_fuzzer_begins_with_is_a_state_file(tmp_path: Path) -> None:
+    state = StateFile(tmp_path)
+    state.path.write_bytes(summed(SAVED))
+    saved = state.read()
+    assert saved is not None
+    assert saved.run == "run1"
+    assert ServiceAffinity.from_json(saved.service).process.pid == 999999
 
 
 @contextmanager

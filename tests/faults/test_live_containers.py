@@ -16,6 +16,7 @@ from colocate.host.cgroup import JobCgroup
 from tests.faults import policies
 from tests.faults.stage import Stage
 from tests.faults.watchman import times
+from tests.live import masks
 from tests.memcached_fixture import DEADLINE_S, eventually
 
 ALL = frozenset(os.sched_getaffinity(0))
@@ -193,13 +194,24 @@ def resized(pid: int) -> float:
     return time.monotonic()
 
 
-def test_the_watchman_sees_a_job_on_memcacheds_cores(process_stage: Stage) -> None:
+@pytest.mark.parametrize("rhythm_s", [(60.0, 0.0), (0.5, 0.3)], ids=["always", "to and fro"])
+def test_the_watchman_sees_a_job_on_memcacheds_cores(process_stage: Stage, rhythm_s: tuple[float, float]) -> None:
     """By itself, lest what all tests here rely on be blind."""
-    stage = process_stage
+    stage, (beside_s, apart_s) = process_stage, rhythm_s
+    one, other = {min(ALL)}, {max(ALL)}
     with stage.watched() as watchman:
         job = subprocess.Popen([stage.behave, "spin", "1", stage.token])
+        begin_s = time.monotonic()
+
+        def seen() -> bool:
+            beside = (time.monotonic() - begin_s) % (beside_s + apart_s) < beside_s
+            for tid in masks(stage.server.pid):
+                os.sched_setaffinity(tid, ALL if beside else other)
+            os.sched_setaffinity(job.pid, ALL if beside else one)
+            return bool(watchman.breaches)
+
         try:
-            eventually(lambda: watchman.breaches, "it is seen")
+            eventually(seen, "it is seen")
             assert watchman.breaches == [
                 f"job process {job.pid} has run on memcached's cores {sorted(ALL)} for too long"
             ]

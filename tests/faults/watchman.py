@@ -37,9 +37,10 @@ def in_time(seconds: float) -> bool:
 class Watchman:
     """Looks ten times a second; what breaks an invariant is kept in `breaches`.
 
-    An overlap of memcached's cores and a job's counts when the job goes on using CPU there for longer than
-    `patience_s`: memcached's growth comes before the jobs' shrinking, and a foreign change lasts until it is seen.
-    A look that comes late itself counts as two periods at most: on a machine so slow the controller is late, too.
+    An overlap of memcached's cores and a job's counts when the job uses CPU there for longer than `patience_s`:
+    memcached's growth comes before the jobs' shrinking, and a foreign change lasts until it is seen. As much time
+    without one makes up for it, so that one that comes and goes counts, too. A look that comes late itself counts as
+    two periods at most: on a machine so slow the controller is late, too.
 
     Args:
         server: the memcached.
@@ -171,11 +172,12 @@ class Watchman:
         for pid, found in jobs.items():
             shared = service & frozenset().union(*found)
             used = _cpu_ticks(pid)
-            if not shared or used is None or self._excused.is_set():
+            if used is None or self._excused.is_set():
                 continue
             for_s, used_before = before.get(pid, (0.0, used))
-            self._overlaps[pid] = (for_s + passed_s if used > used_before else 0.0, used)
-            if self._overlaps[pid][0] > self._patience_s:
+            overlaps = bool(shared) and used > used_before
+            self._overlaps[pid] = (for_s + passed_s if overlaps else max(0.0, for_s - passed_s), used)
+            if overlaps and self._overlaps[pid][0] > self._patience_s:
                 self._breach(f"job process {pid} has run on memcached's cores {sorted(shared)} for too long")
 
     def _log(self) -> None:
