@@ -115,7 +115,7 @@ def judge(name: str, samples: Sequence[Sample], *, live: bool) -> bool:
     """Print what grew, and say whether that is too much."""
     if len(samples) < 3:
         print(f"{name}: too short to tell")
-        return True
+        return False
     hours = [sample.hours if live else sample.ticks / HOUR_TICKS for sample in samples]
     slope = statistics.linear_regression(hours, [sample.rss_mb for sample in samples]).slope
     third = max(1, len(samples) // 3)

@@ -43,7 +43,8 @@ class Injection:
 
     Attributes:
         fault: its number in `FAULTS`.
-        where: `live` (this machine, real memcached, real engine) or `simulated`.
+        where: `live` (this machine, real memcached, real engine), `told` (there, too, but only told or refused in the
+            machine's place) or `simulated`.
         checks: how often the invariants were checked.
         recovery_s: from the end of the fault (or from a death) until all was as it must be; None where there is nothing
             to recover, or in virtual time.

@@ -235,9 +235,10 @@ def test_a_guard_that_cannot_believe_the_state_file_leaves_the_machine_alone(pro
             before = masks(stage.server.pid)
             state.write_bytes(DAMAGE[damage](text))
             guard = guard_of(run.process.pid)
+            assert guard is not None
             run.process.kill()
             run.process.wait()
-            eventually(lambda: guard is None or not Path(f"/proc/{guard}").exists(), "the guard has ended")
+            eventually(lambda: not Path(f"/proc/{guard}").exists(), "the guard has ended")
             assert masks(stage.server.pid) == before
         state.write_bytes(text)
         done = colocate("restore", "--state-dir", str(stage.directory / "state"), cwd=stage.directory)

@@ -79,13 +79,18 @@ def sawtooth(put: Callable[[float], object]) -> None:
 
 @pytest.mark.parametrize("shape", [spike, sawtooth])
 def test_no_load_makes_the_cores_flap(process_stage: Stage, shape: Callable[[Callable[[float], object]], None]) -> None:
+    """Not even with a policy that would go to and fro at every tick."""
     stage, server = process_stage, process_stage.server
-    with pressing(server.port) as press, stage.begin({"spin": "spin 1"}, *FOLLOW) as run:
+    with pressing(server.port) as press, stage.begin({"spin": "spin 1"}, *FOLLOW, "--set", "hold_s=0") as run:
         run.until("start spin")
         for _ in range(times(1, 3)):
+            eventually(lambda: held(server) != ALL, "it has one core")
             with stage.injected(25):
+                before, begin_s = len(moves(run)), time.monotonic()
                 shape(press.put)
-                eventually(lambda: held(server) != ALL, "it has one again")
+                eventually(lambda: [w for _, w in moves(run)[before:]][-1:] == [1], "up and down again")  # noqa: B023
+                made, took_s = len(moves(run)) - before, time.monotonic() - begin_s
+                assert 2 <= made <= 2 * (1 + took_s / LEAST_S)
         unhurried(run)
         assert run.end(signal.SIGTERM) == 143
     assert stage.watchman.left() == []

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import docker
@@ -21,6 +22,7 @@ import pytest
 
 from colocate.cores import parse_ranges
 from colocate.eventlog import violations
+from colocate.host.cgroup import JobCgroup
 from colocate.host.control import ask
 from tests.live import Run, catalogue, colocate, masks, one_mask, running
 
@@ -187,32 +189,43 @@ def apart(held: list[set[int]]) -> bool:
     return not held[0] & set().union(*held[1:])
 
 
-@pytest.mark.parametrize("cpu", [1, 3])
+def held(client: docker.DockerClient, service: Service) -> list[set[int]]:
+    """memcached's cores, and those of each job that is not paused."""
+    found = [one_mask(service.pid)]
+    for pid in pids(client):
+        with closing(JobCgroup.of(pid)) as group:
+            found += [] if group.frozen() else [one_mask(pid)]
+    return found
+
+
+@pytest.mark.parametrize(("managed", "cpu"), [("0-3", 1), ("0-3", 3), ("1-3", 1)])
 def test_a_cpu_that_goes_and_comes_back(
-    tmp_path: Path, service: Service, jobs: Path, docker_client: docker.DockerClient, cpu: int
+    tmp_path: Path, service: Service, jobs: Path, docker_client: docker.DockerClient, managed: str, cpu: int
 ) -> None:
-    with running(tmp_path, service, "--jobs", str(jobs), *SPLIT) as run:
+    """A job's, one of a job's two, and memcached's, which is the first that is managed."""
+    left = parse_ranges(managed) - {cpu}
+    with running(tmp_path, service, "--jobs", str(jobs), "--cores", managed, *SPLIT) as run:
         run.until("start other")
         run.until("start spin")
+        assert any(cpu in cores for cores in held(docker_client, service))
         try:
             plugged(cpu, into=False)
-            left = ALL - {cpu}
 
-            def held() -> list[set[int]]:
-                pids = [container_of(docker_client, job).attrs["State"]["Pid"] for job in ("spin", "other")]
-                return [one_mask(service.pid), *(one_mask(pid) for pid in pids)]
+            def right_again() -> bool:
+                now = held(docker_client, service)
+                return len(now) > 1 and apart(now) and all(cores and cores <= left for cores in now)
 
-            in_time(lambda: apart(held()), "memcached's cores and the jobs' are disjoint")
+            in_time(right_again, "memcached and the jobs are apart, on cores that are there")
             assert f"cores+%5B{cpu}%5D+are+offline" in run.log
             for _ in range(20):
-                assert all(cores and cores <= left for cores in held()), "only cores that are there"
-                assert apart(held())
+                assert right_again()
                 assert run.process.poll() is None, run.errors
                 time.sleep(0.2)
         finally:
             plugged(cpu, into=True)
         run.until("are+online+again")
-        in_time(lambda: cpu in set().union(*held()) and apart(held()), "it is used again")
+        in_time(lambda: cpu in set().union(*held(docker_client, service)[1:]), "a job uses it again")
+        in_time(lambda: apart(held(docker_client, service)), "apart")
         assert run.end(signal.SIGTERM) == 143, run.errors
     assert violations(run.log) == []
     assert containers(docker_client) == []
