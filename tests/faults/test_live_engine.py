@@ -16,6 +16,7 @@ import docker
 import pytest
 
 from colocate.host.cgroup import JobCgroup
+from colocate.host.engine import CALL_TIMEOUT_S
 from tests.faults import policies
 from tests.faults.engine import IMAGE, Engine, Proxy, own_engine, proxied
 from tests.faults.press import Press, pressing
@@ -50,12 +51,12 @@ def steps(server: Memcached, press: Press, until_s: float) -> list[float]:
 
 
 def judge(found: list[float], notes: list[str], what: str) -> None:
-    """Within two periods is what is promised; a machine that others use may be late now and then."""
+    """Within two periods is what is promised; a machine that others use may be late, but never waits for a call."""
     notes.append(
         f"{what}: all cores {1e3 * statistics.median(found):.0f} ms after a rise of memcached's load (median of"
         f" {len(found)}, longest {1e3 * max(found):.0f} ms)"
     )
-    assert not FULL or statistics.median(found) <= 2 * PERIOD_S
+    assert statistics.median(found) <= (2 * PERIOD_S if FULL else CALL_TIMEOUT_S / 2)
 
 
 @contextmanager

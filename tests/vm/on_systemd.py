@@ -252,16 +252,24 @@ def test_a_run_that_ends_while_a_cpu_is_away_gives_back_what_there_is(
 def test_nobody_leaves_the_cores_that_the_run_may_manage(
     tmp_path: Path, service: Service, jobs: Path, docker_client: docker.DockerClient
 ) -> None:
-    before = masks(service.pid)
     with running(tmp_path, service, "--jobs", str(jobs), "--cores", "1-2", *SPLIT) as run:
         run.until("start spin")
-        for _ in range(20):
-            assert one_mask(service.pid) <= {1, 2}
-            assert all(one_mask(pid) <= {1, 2} for pid in pids(docker_client))
+
+        def inside() -> bool:
             assert run.process.poll() is None, run.errors
+            return all(one_mask(pid) <= {1, 2} for pid in (service.pid, *pids(docker_client)))
+
+        for _ in range(20):
+            assert inside()
             time.sleep(0.1)
+        for tid in masks(service.pid):
+            os.sched_setaffinity(tid, ALL)
+        container_of(docker_client, "spin").update(cpuset_cpus="0-3")
+        in_time(inside, "who was moved outside by somebody is back")
+        assert "pinned+again" in run.log
+        systemctl("restart", "memcached")
+        in_time(inside, "a memcached that is started again, too")
         assert run.end(signal.SIGTERM) == 143, run.errors
-    assert masks(service.pid) == before
     assert containers(docker_client) == []
 
 
