@@ -97,9 +97,12 @@ def test_a_container_that_somebody_pauses_goes_on(docker_stage: Stage) -> None:
     assert stage.watchman.left() == []
 
 
+OFTEN = {"patience_s": DEADLINE_S}  # it is we who put them on the same cores, again and again
+
+
 def test_a_cpuset_that_somebody_changes_is_put_right(docker_stage: Stage) -> None:
     stage, every = docker_stage, ",".join(map(str, sorted(ALL)))
-    with stage.begin({"spin": "spin 1"}) as run:
+    with stage.begin({"spin": "spin 1"}, watch=OFTEN) as run:
         run.until("start spin")
         container = stage.container("spin")
         pid = container.attrs["State"]["Pid"]
