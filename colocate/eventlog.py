@@ -199,6 +199,11 @@ class SchedulerLogger:
         """How many lines are not on disk because they could not be written; 0 once a later attempt succeeds."""
         return self._pending.count(b"\n")
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has its last line."""
+        return self._file.closed
+
     def now(self) -> datetime:
         """The time that a line written now would bear."""
         return max(self._last, self._begin + timedelta(seconds=self._now_s() - self._begin_s))
@@ -232,9 +237,7 @@ class SchedulerLogger:
         self._write("custom", job, comment=comment)
 
     def end(self) -> None:
-        """Write the last line, bring the file to the disk and close it; idempotent."""
-        if self._file.closed:
-            return
+        """Write the last line, bring the file to the disk and close it."""
         self._write("end", SCHEDULER)
         with suppress(OSError):  # nothing is left to try; `lost_lines` tells
             os.fsync(self._file.fileno())

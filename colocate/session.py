@@ -299,8 +299,8 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             yield Session(settings, host, controller, log, metrics, doorbell, verdict, saved.run, until_end, pid)
         finally:
             problems = host.close(settings.on_exit)
-            if log is not None:
-                log.end()  # a run that was interrupted before it began
+            if log is not None and not log.ended:  # interrupted before it began
+                log.end()
             if not settings.dry_run:
                 if not problems:
                     state.clear()
