@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from colocate.controller import Controller
-from colocate.errors import UserError
+from colocate.errors import Terminated, UserError
 from colocate.policy import Policy, load_policy
 from colocate.report.comparison import Comparison, Outcome, comparison
 from colocate.report.grade import reported_intervals
@@ -105,6 +105,8 @@ def play(settings: SimSettings, contender: Contender, log_dir: Path) -> Outcome:
     with tempfile.TemporaryDirectory(dir=log_dir) as folder:
         try:
             run = simulate(chosen, contender.load(), Path(folder), show=watch.see)
+        except Terminated:
+            raise
         except SystemExit as error:
             raise UserError(f"policy {contender.name}: it called exit", "let it return a plan, or raise") from error
         verdict = graded(run, chosen.slo)

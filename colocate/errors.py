@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+class Terminated(SystemExit):
+    """A signal asked the program to end; no policy's own `sys.exit`."""
+
+
 class UserError(Exception):
     """Bad input or a missing permission: printed as one line, exit code 2, and nothing has been touched.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
+from colocate.errors import Terminated
 from colocate.jobs import ENDED, MOST_THREADS
 from colocate.policy import Choice, Plan, Policy, View, share_out
 
@@ -136,7 +137,7 @@ class Regulator:
             with self._deadline(self.limits.deadline_s):
                 plan = self.policy.decide(view)
             nonsense = malformed(plan)
-        except KeyboardInterrupt:  # not the policy's
+        except (KeyboardInterrupt, Terminated):  # not the policy's
             raise
         except BaseException as error:  # whatever a policy raises (sys.exit, too) costs a strike, never the service
             nonsense = f"{type(error).__name__}: {error}"

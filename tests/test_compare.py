@@ -203,12 +203,20 @@ def test_a_bad_policy_is_told_before_anything_runs(settings: SimSettings) -> Non
     assert not done
 
 
-@pytest.mark.parametrize(
-    ("body", "told"), [("raise SystemExit(3)", "exit"), ("import os; os._exit(3)", "ended the process")]
-)
-def test_a_policy_that_leaves_is_the_users_to_mend(settings: SimSettings, tmp_path: Path, body: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        compare(settings, [written(tmp_path, body)], [1, 2], workers=1)
+def test_a_policy_that_ends_its_process_is_the_users_to_mend(settings: SimSettings, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ended the process"):
+        compare(settings, [written(tmp_path, "import os; os._exit(3)")], [1, 2], workers=1)
+
+
+def test_a_policy_that_leaves_while_it_is_loaded_is_named(settings: SimSettings, tmp_path: Path) -> None:
+    contender = written(tmp_path, "pass")
+    (tmp_path / "mine.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(UserError, match="mine"):
+        play(settings, contender, tmp_path)
+
+
+def test_a_policy_that_wants_to_leave_in_the_middle_is_replaced(settings: SimSettings, tmp_path: Path) -> None:
+    assert play(settings, written(tmp_path, "raise SystemExit(3)"), tmp_path).fell_back
 
 
 def test_ctrl_c_ends_all_at_once_and_in_silence(settings: SimSettings, tmp_path: Path) -> None:

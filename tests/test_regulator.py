@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colocate.errors import Terminated
 from colocate.jobs import MOST_THREADS, JobState
 from colocate.policy import Plan
 from colocate.regulator import Limits, OverrunError, Regulator, Safe
@@ -52,9 +53,10 @@ def test_an_overrun_is_a_strike_and_so_is_a_policy_that_wants_us_to_end(raised):
     assert rules(regulator(raised).plan(view(jobs=JOBS))[1]) == ["strike"]
 
 
-def test_what_a_user_interrupts_is_no_fault_of_the_policy():
-    with pytest.raises(KeyboardInterrupt):
-        regulator(KeyboardInterrupt()).plan(view(jobs=JOBS))
+@pytest.mark.parametrize("signalled", [KeyboardInterrupt(), Terminated(143)])
+def test_a_signal_is_no_fault_of_the_policy_that_decides_just_then(signalled):
+    with pytest.raises(type(signalled)):
+        regulator(signalled).plan(view(jobs=JOBS))
 
 
 IMPOSSIBLE = [Plan(5), Plan(3, {"a": 2}), Plan(1, {"x": 1}), Plan(0), Plan(1, {}, frozenset("x"))]

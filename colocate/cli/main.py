@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from colocate import __version__
 from colocate.cli.options import parse_with_config
-from colocate.errors import UserError
+from colocate.errors import Terminated, UserError
 
 _EPILOG = """\
 start here:
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+    raise Terminated(128 + number)
 
 
 if __name__ == "__main__":
