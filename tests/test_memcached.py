@@ -346,6 +346,11 @@ def test_neither_a_refusal_nor_a_return_code_passes_for_success(
     with pytest.raises(PinError, match="cannot be pinned"):
         unprivileged.submit(affinity.pin, ONE).result(DEADLINE_S)
     assert affinity.masks() == before
+    if os.geteuid() == 0:
+        ServiceAffinity(forbidden).pin(ONE)
+        with pytest.raises(PinError, match="cannot be pinned"):
+            unprivileged.submit(affinity.restore).result(DEADLINE_S)
+        assert affinity.masks() == {ONE}
 
 
 def test_where_not_permitted_taskset_by_sudo_does_it(server: Memcached, unprivileged: ThreadPoolExecutor) -> None:

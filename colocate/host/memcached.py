@@ -165,11 +165,11 @@ class ServiceAffinity:
     def _settle(self, wanted: Mapping[int, CoreSet], other: CoreSet, *, whole: bool = True) -> int:
         """Set and read back until a whole round finds every thread right.
 
-        Cores that are unplugged do not show in what a thread was given (sched_setaffinity(2)); nor need those outside
-        its cpuset, unless the `whole` set is wanted. Then it must have been given once.
+        Cores that are unplugged do not show in what a thread was given (sched_setaffinity(2)). Nor do those outside its
+        cpuset, which is enough where the kernel itself has taken the set, unless the `whole` is wanted.
         """
         wrong: dict[int, CoreSet] = {}
-        given: set[int] = set()
+        given: dict[int, bool] = {}  # by thread: whether by the kernel's word, or by taskset's alone
         why = ""
         for _ in range(_ROUNDS):
             if not self.alive():
@@ -177,12 +177,11 @@ class ServiceAffinity:
             now = dict(self._now())
             wrong = {tid: wanted.get(tid, other) for tid, mask in now.items() if mask != wanted.get(tid, other)}
             if wrong and given:
-                offline = procfs.offline_cores(self._root) if whole else frozenset()
-                wrong = {
-                    tid: cores
-                    for tid, cores in wrong.items()
-                    if tid not in given or not (now[tid] == cores - offline if whole else now[tid] < cores)
-                }
+                offline = procfs.offline_cores(self._root)
+                reached = {tid for tid in wrong.keys() & given.keys() if now[tid] == wrong[tid] - offline}
+                if not whole:
+                    reached |= {tid for tid in wrong if given.get(tid) and now[tid] < wrong[tid]}
+                wrong = {tid: cores for tid, cores in wrong.items() if tid not in reached}
             if now and not wrong:
                 return len(now)
             why = self._set(wrong, given) or why
@@ -193,14 +192,14 @@ class ServiceAffinity:
         place = f"memcached (pid {self.process.pid}): {len(wrong)} threads cannot be pinned to"
         raise PinError(f"{place} {format_ranges(next(iter(wrong.values())))}{why and ': '}{why}")
 
-    def _set(self, wrong: Mapping[int, CoreSet], given: set[int]) -> str:
+    def _set(self, wrong: Mapping[int, CoreSet], given: dict[int, bool]) -> str:
         """Try once, and note who was given its cores; why not, if the kernel gives a reason."""
         why = ""
         denied = {}
         for tid, cores in wrong.items():
             try:
                 os.sched_setaffinity(tid, cores)
-                given.add(tid)
+                given[tid] = True
             except ProcessLookupError:
                 continue
             except PermissionError:
@@ -213,7 +212,7 @@ class ServiceAffinity:
             told = [self._taskset("-cp", format_ranges(cores), str(tid)) for tid, cores in denied.items()]
             done = all(told)
         if done:
-            given |= denied.keys()
+            given |= dict.fromkeys(denied, False)
         return why if done else f"{_DENIED}; {_PERMISSION_CURE}"
 
     def _taskset(self, *arguments: str) -> bool:
