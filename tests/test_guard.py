@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -159,3 +161,17 @@ def test_without_a_guard_status_tells_what_is_left_until_it_is_put_back(
     assert "colocate restore" in left.stdout
     assert colocate("restore", *state, cwd=tmp_path).returncode == 0
     assert colocate("status", *state, cwd=tmp_path).returncode == 0
+
+
+def test_a_demo_that_is_killed_takes_its_memcached_with_it(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\nfrom colocate.demo import private_memcached\n"
+        "with private_memcached(2) as (port, pid):\n    print(pid, flush=True)\n    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        memcached = psutil.Process(int(demo.stdout.readline()))
+        assert memcached.name() == "memcached"
+        assert os.geteuid() != 0 or memcached.username() == "nobody"
+        demo.kill()
+    eventually(lambda: not memcached.is_running() or memcached.status() == psutil.STATUS_ZOMBIE, "it has ended")
