@@ -238,10 +238,9 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             state.clear()
         affinity = ServiceAffinity(affinity.process)  # as it is now that nobody else is at it
         doorbell = Doorbell()
-        run_id = secrets.token_hex(4)
-        saved = Saved(run_id, boot_id(), settings.runtime, "", affinity.to_json(), port=settings.port)
+        saved = Saved(secrets.token_hex(4), boot_id(), settings.runtime, "", affinity.to_json(), port=settings.port)
         if not settings.dry_run:
-            lock.claim_run(run_id)
+            lock.claim_run(saved.run)
         guard = _guard(settings, state.path.parent, lock.path, saved.run)
 
         def save(changed: Saved) -> None:

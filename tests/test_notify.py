@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import signal
 import socket
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,14 +63,24 @@ def test_a_manager_that_does_not_read_holds_nobody_up(manager):
             notifier.alive(tick * ALIVE_S, lambda: "well")
 
 
-def test_a_run_tells_its_manager_all_of_it(manager, tmp_path: Path, behave_binary: Path, monkeypatch):
-    listener, address = manager
-    monkeypatch.setenv("NOTIFY_SOCKET", address)
-    file = catalogue(tmp_path / "jobs.toml", "none", {"spin": "./behave spin 1"}, behave_binary.parent)
-    with (
-        running_memcached() as server,
-        running(tmp_path, server, "--jobs", str(file), "--runtime", "process", "--no-share") as run,
-    ):
+@pytest.fixture
+def managed(manager, tmp_path: Path, behave_binary: Path, monkeypatch):
+    """Begins a run of one job under that manager."""
+    monkeypatch.setenv("NOTIFY_SOCKET", manager[1])
+
+    @contextmanager
+    def begin(name: str, behaviour: str):
+        file = catalogue(tmp_path / "jobs.toml", "none", {name: f"./behave {behaviour}"}, behave_binary.parent)
+        arguments = ("--jobs", str(file), "--runtime", "process", "--no-share")
+        with running_memcached() as server, running(tmp_path, server, *arguments) as run:
+            yield run
+
+    return begin
+
+
+def test_a_run_tells_its_manager_all_of_it(manager, managed):
+    listener, _ = manager
+    with managed("spin", "spin 1") as run:
         first = said(listener)
         assert first[:2] == ["READY=1", "WATCHDOG=1"]
         run.until("start spin")
@@ -84,16 +94,9 @@ def test_a_run_tells_its_manager_all_of_it(manager, tmp_path: Path, behave_binar
         assert run.end() == 143
 
 
-def test_a_run_that_ends_by_itself_says_so_before_it_puts_everything_back(
-    manager, tmp_path: Path, behave_binary: Path, monkeypatch
-):
-    listener, address = manager
-    monkeypatch.setenv("NOTIFY_SOCKET", address)
-    file = catalogue(tmp_path / "jobs.toml", "none", {"one": "./behave exit 0 10"}, behave_binary.parent)
-    with (
-        running_memcached() as server,
-        running(tmp_path, server, "--jobs", str(file), "--runtime", "process", "--no-share") as run,
-    ):
+def test_a_run_that_ends_by_itself_says_so_before_it_puts_everything_back(manager, managed):
+    listener, _ = manager
+    with managed("one", "exit 0 10") as run:
         assert run.end() == 0
         assert said(listener)[0] == "READY=1"
         while (told := said(listener))[0] == "WATCHDOG=1":

@@ -252,15 +252,15 @@ class Container(Wishes):
                     self._suspicious()
 
     def _record_failed(self, error: BaseException) -> None:
-        if self._record_tries + 1 >= _RECORD_TRIES:  # without the lock: a terminal may take no word (Ctrl-S)
-            _log.warning("%s: the engine's record is out of date: %s", self._name, reason(error))
         with self._cond:
             self._record_tries += 1
             self._unsure_s = time.monotonic() + _UNSURE_S
             self._record_s = time.monotonic() + _RECORD_BACK_OFF_S * self._record_tries
             self._suspicious()  # also brings what we believe of the record up to date
-            if self._record_tries >= _RECORD_TRIES:
+            if given_up := self._record_tries >= _RECORD_TRIES:
                 self._record_s = time.monotonic() + 60.0
+        if given_up:  # said without the lock: a terminal may take no word (Ctrl-S)
+            _log.warning("%s: the engine's record is out of date: %s", self._name, reason(error))
 
     def _kill(self) -> None:
         with self._cond:

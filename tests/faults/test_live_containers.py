@@ -15,7 +15,7 @@ from colocate.eventlog import violations
 from colocate.host.cgroup import JobCgroup
 from tests.faults import policies
 from tests.faults.stage import Stage
-from tests.faults.watchman import times
+from tests.faults.watchman import OFTEN, times
 from tests.live import masks
 from tests.memcached_fixture import DEADLINE_S, eventually
 
@@ -95,9 +95,6 @@ def test_a_container_that_somebody_pauses_goes_on(docker_stage: Stage) -> None:
                 fault.recovered()
         assert run.end(signal.SIGTERM) == 143
     assert stage.watchman.left() == []
-
-
-OFTEN = {"patience_s": DEADLINE_S}  # it is we who put them on the same cores, again and again
 
 
 def test_a_cpuset_that_somebody_changes_is_put_right(docker_stage: Stage) -> None:

@@ -16,9 +16,9 @@ from colocate.host.cgroup import directory
 from tests.faults import policies
 from tests.faults.press import pressing
 from tests.faults.stage import Stage
-from tests.faults.watchman import FULL, times
+from tests.faults.watchman import FULL, OFTEN, times
 from tests.live import colocate
-from tests.memcached_fixture import DEADLINE_S, Memcached, eventually, free_port
+from tests.memcached_fixture import Memcached, eventually, free_port
 
 ALL = set(os.sched_getaffinity(0))
 FOLLOW = ("--policy", f"{policies.__file__}:Follow")
@@ -132,8 +132,7 @@ def test_threads_that_come_and_go_are_pinned_and_given_back(process_stage: Stage
 
 def test_a_foreign_taskset_is_put_right(stage: Stage) -> None:
     server, wide = stage.server, ",".join(map(str, sorted(ALL)))
-    often = {"patience_s": DEADLINE_S}  # it is we who put them on the same cores, again and again
-    with pressing(server.port, 0.2), stage.begin({"spin": "spin 1"}, watch=often) as run:
+    with pressing(server.port, 0.2), stage.begin({"spin": "spin 1"}, watch=OFTEN) as run:
         run.until("start spin")
         (held,) = {frozenset(os.sched_getaffinity(tid)) for tid in server.tids()}
         elsewhere = ",".join(map(str, sorted(ALL - held)))

@@ -20,6 +20,7 @@ from tests.memcached_fixture import DEADLINE_S, Memcached
 
 FULL = bool(os.environ.get("FAULTS"))  # `make faults` sets it: more of everything, and the two seconds are insisted on
 PROMISE_S = 2.0  # within which the machine is put back, or jobs are reconciled
+OFTEN = {"patience_s": DEADLINE_S}  # of a watchman, where the test itself moves cores, again and again
 _LOOK_S = 0.1
 _MAIN = "behave"  # the program that all jobs here are
 
