@@ -14,6 +14,7 @@ from types import FrameType
 
 from colocate.cores import CoreSet
 from colocate.errors import UserError
+from colocate.host import procfs
 from colocate.host.find import ServiceProcess, find_again
 from colocate.host.latency import LatencySource
 from colocate.host.memcached import PinError, ServiceAffinity
@@ -101,7 +102,9 @@ class LiveHost:
         self._closed = threading.Event()
         self.problems: list[str] = []
         self._timed = False
+        self._limit_s = self._begin_s = 0.0
         self._main = threading.current_thread() is threading.main_thread()
+        self._own = procfs.KeptFile("/proc/thread-self/schedstat")  # of the thread that decides
         if self._main:
             signal.signal(signal.SIGALRM, self._overrun)
         self._niceness = os.getpriority(os.PRIO_PROCESS, 0)
@@ -183,8 +186,12 @@ class LiveHost:
 
     @contextmanager
     def deadline(self, seconds: float) -> Iterator[None]:
-        """Interrupt what it encloses by SIGALRM, again and again; outside the main thread, only find out afterwards."""
-        start_s = self.now()
+        """Interrupt what it encloses by SIGALRM, again and again; outside the main thread, only find out afterwards.
+
+        Time in which this thread waited for a core does not count: a controller that is starved of CPU is no fault of
+        the policy's. Asleep is not waiting.
+        """
+        self._limit_s, self._begin_s = seconds, self._progress_s()
         if self._main:
             self._timed = True
             signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
@@ -196,12 +203,20 @@ class LiveHost:
             finally:  # also where the alarm went off at the very end
                 if self._main:
                     signal.setitimer(signal.ITIMER_REAL, 0)
-        if (took_s := self.now() - start_s) > seconds:  # it has caught what the alarm raises
+        if (took_s := self._progress_s() - self._begin_s) > seconds:  # it has caught what the alarm raises
             raise OverrunError(f"the decision took {took_s:.3f} s")
 
     def _overrun(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._timed:
+        if not self._timed:
+            return
+        if (left_s := self._begin_s + self._limit_s - self._progress_s()) <= 0:
             raise OverrunError("the decision took longer than its deadline")
+        signal.setitimer(signal.ITIMER_REAL, max(left_s, 1e-3), self._limit_s)
+
+    def _progress_s(self) -> float:
+        """A clock that stands still while this thread waits for a core."""
+        delay = procfs.run_delay(self._own.read())
+        return self.now() - (delay[1] / 1e9 if delay else 0.0)
 
     def close(self, on_exit: OnExit) -> list[str]:
         """Memcached gets its cores back first, then the jobs end; idempotent."""
@@ -216,6 +231,7 @@ class LiveHost:
         self._service.statistics.stop()
         self._service.latency.stop()
         self._monitor.close()
+        self._own.close()
         if self._searching is not None:
             self._searching.join(timeout=1.0)
         with suppress(PermissionError):  # somebody may have made it nicer meanwhile

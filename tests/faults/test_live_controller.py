@@ -125,12 +125,14 @@ def test_a_starved_controller_is_late_and_nothing_worse(process_stage: Stage, ni
         for _ in range(times(1, 4)):
             with stage.injected(22), spinners(4 * len(ALL)):
                 moved, late_s = run.log.count("update_cores memcached"), lateness_s(stage)
-                eventually(lambda: run.log.count("update_cores memcached") > moved + 1, "it moves on")  # noqa: B023
-                if niceness == 19:
+                if niceness == 19:  # it may shrink memcached no more: its figures get old
                     eventually(lambda: lateness_s(stage) > late_s + 0.05, "it is late")  # noqa: B023
+                else:
+                    eventually(lambda: run.log.count("update_cores memcached") > moved + 1, "it moves on")  # noqa: B023
         with stage.injected(22), spinners(4 * len(ALL)):
             assert run.end(signal.SIGTERM) == 143
     assert stage.watchman.left() == []
+    assert "the policy failed" not in " ".join(run.summary["warnings"]), "waiting for a core is no fault of its own"
 
 
 def lateness_s(stage: Stage) -> float:
