@@ -110,6 +110,7 @@ class Invariants:
         self._before = look()
         self._held = 0  # memcached's cores when the tick began
         self._shared: frozenset[str] = frozenset()  # by the plan before
+        self._sharers: set[str] = set()  # those that have not left memcached's cores since they shared them
         self._latency_s = -math.inf  # when it was last fresh
         self._used: deque[tuple[float, float]] = deque()  # memcached's CPU of late
         self._seen: Observation | None = None
@@ -230,8 +231,13 @@ class Invariants:
             was_paused = job.state is JobState.PAUSED
             granted = (job.wish_cores, job.wish_paused) == (job.cores, was_paused)
             on_its_way = not granted and now_s - job.wish_s <= PATIENCE_S
-            apart = name not in controller.decision.plan.share
-            if apart and not paused and not on_its_way and cores & service:
+            if name in controller.decision.plan.share:
+                self._sharers.add(name)
+            elif not cores & service:
+                self._sharers.discard(name)
+            # Where memcached's move is refused, those that have shared its cores stay there, at their idle priority.
+            shares = name in controller.decision.plan.share or (name in self._sharers and self._excused(SERVICE))
+            if not shares and not paused and not on_its_way and cores & service:
                 raise BrokenError(f"2: {name} runs on {sorted(cores)}, memcached has {sorted(service)}")
             if not paused and not on_its_way and not cores <= topology.cores:
                 raise BrokenError(f"9: {name} is left on {sorted(cores)}, online are {sorted(topology.cores)}")

@@ -106,6 +106,26 @@ def test_after_a_signal_the_jobs_are_as_the_user_asked_and_memcached_has_its_cor
     ledger.append(Injection(15, "simulated", world.invariants.checks, held=True))
 
 
+def test_who_has_shared_memcacheds_cores_stays_there_while_it_cannot_be_moved(tmp_path):
+    """Found by Hypothesis: the first move that takes cores from memcached, and gives the sharing job its own, fails."""
+    world = World(0, Schedule(), tmp_path, "share", 25, retries=0)
+    for _ in range(3):
+        world.tick()
+    world.chaos.inject(Fault(Kind.STALE, 0, 20))
+    while not world.look().jobs:
+        world.tick()
+    held, (shared,) = world.look().service, world.look().jobs
+    world.chaos.inject(Fault(Kind.REFUSED, 0, 1))
+    while not world.chaos.injected[Kind.REFUSED]:
+        world.tick()
+    assert world.look().service == held
+    assert world.look().jobs[shared][0] & held
+    assert shared not in world.controller.decision.plan.share
+    for _ in range(10):
+        world.tick()
+    assert not world.look().jobs[shared][0] & world.look().service
+
+
 def test_a_shipped_policy_meets_each_kind_of_fault_in_this_sweep():
     met = {fault.kind for seed in range(300) for fault in draw(seed, TICKS).faults}
     assert met == {*Kind}
