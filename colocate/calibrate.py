@@ -26,11 +26,12 @@ from colocate.cores import CoreSet, format_ranges
 from colocate.errors import UserError
 from colocate.host.containers import ContainerRuntime
 from colocate.host.find import find, local_address
+from colocate.host.lock import lock_for
 from colocate.host.memcached import ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.processes import ProcessRuntime
 from colocate.host.runtime import Progress, Runtime
-from colocate.host.state import Saved, StateFile, boot_id, default_directory, lock_for
+from colocate.host.state import Saved, StateFile, boot_id, default_directory
 from colocate.host.statistics import Statistics
 from colocate.host.trial import Trials
 from colocate.jobs import JobSpec, load_catalogue

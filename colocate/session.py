@@ -27,6 +27,7 @@ from colocate.host.guard import LOG as GUARD_LOG
 from colocate.host.guard import Guard
 from colocate.host.latency import LatencySource, Probe, Reported
 from colocate.host.live import Doorbell, LiveHost, Service
+from colocate.host.lock import lock_for
 from colocate.host.memcached import ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.notify import Notifier
@@ -36,7 +37,7 @@ from colocate.host.restore import restore
 from colocate.host.runtime import Progress, Runtime
 from colocate.host.sharing import Sharing
 from colocate.host.sharing_proof import Verdict, arrange
-from colocate.host.state import Saved, StateFile, boot_id, default_directory, lock_for
+from colocate.host.state import Saved, StateFile, boot_id, default_directory
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobState, load_catalogue
 from colocate.loop import Ending, run
@@ -101,7 +102,7 @@ class Session:
         sharing: whether jobs may share memcached's cores at idle priority, and how that was proved.
         run_id: as it stands in the labels of the run's containers.
         until_end: closed once everything is put back, the guard has ended and the lock is free.
-        guard_pid: the process that puts everything back if this one is killed.
+        guard: puts everything back if this process is killed.
         begin_s: when it began, seconds since the epoch.
     """
 
@@ -114,7 +115,7 @@ class Session:
     sharing: Verdict
     run_id: str
     until_end: ExitStack
-    guard_pid: int | None = None
+    guard: Guard | None = None
     begin_s: float = 0.0
 
     def run(self, show: Callable[[Controller], None] | None = None) -> Ending:
@@ -126,12 +127,14 @@ class Session:
             "run": self.run_id,
             "log": str(self.log.path.absolute()),
             "since": self.log.now().isoformat(timespec="seconds"),
-            "guard": self.guard_pid,
+            "guard": lambda: self.guard.pid if self.guard else None,
         })  # fmt: skip
 
         def shown(controller: Controller) -> None:
             watch.show(controller)
             manager.alive(self.host.now(), watch.line)
+            if self.guard is not None and (said := self.guard.keep()):
+                sys.stderr.write(f"colocate: warning: {said}\n")
             if show is not None:
                 show(controller)
 
@@ -189,7 +192,7 @@ class Session:
         return probed, "probe" if probed else None
 
     def _exit_code(self, ending: Ending) -> int:
-        if ending.why == "interrupted":
+        if ending.why == "interrupted" and not ending.problems:
             return 128 + ending.signal
         if ending.problems or any(job.state is JobState.FAILED for job in self.controller.jobs.values()):
             return 1
@@ -292,10 +295,9 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
                 save(replace(saved, log=str(log.path.absolute())))
             metrics = MetricsWriter(metrics_path(log.path))
             metrics.write(first_record("live", asdict(settings), topology.cores, settings.slo, sharing=asdict(verdict)))
-            if guard is not None and not guard.alive:
+            if guard is not None and guard.pid is None:
                 sys.stderr.write(f"colocate: warning: no guard: it has died; see {state.path.parent / GUARD_LOG}\n")
-            pid = guard.pid if guard else None
-            yield Session(settings, host, controller, log, metrics, doorbell, verdict, saved.run, until_end, pid)
+            yield Session(settings, host, controller, log, metrics, doorbell, verdict, saved.run, until_end, guard)
         finally:
             problems = host.close(settings.on_exit)
             if log is not None and not log.ended:  # interrupted before it began
@@ -317,7 +319,7 @@ def _guard(settings: Settings, directory: Path, lock: Path, run: str) -> Guard |
     if settings.dry_run or not settings.guard:
         return None
     try:
-        return Guard(directory, lock, run)
+        return Guard(directory, lock, run, settings.runtime)
     except OSError as error:
         sys.stderr.write(f"colocate: warning: no guard: {error}; after a kill -9, see `colocate restore`\n")
         return None

@@ -44,7 +44,7 @@ class Watch:
 
     Args:
         controller: the run's.
-        facts: what only the run knows and stays as it is: `run`, `log`, `since`, and more.
+        facts: what only the run knows: `run`, `log`, `since`, and more; what changes is called.
     """
 
     def __init__(self, controller: Controller, facts: Mapping[str, object]) -> None:
@@ -75,7 +75,7 @@ class Watch:
             "running": True,
             "pid": os.getpid(),
             "version": __version__,
-            **self._facts,
+            **{name: fact() if callable(fact) else fact for name, fact in self._facts.items()},
             "policy": controller.regulator.acting,
             "state": _state(controller),
             "strikes": controller.regulator.strikes,

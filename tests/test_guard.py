@@ -19,6 +19,7 @@ import pytest
 
 from colocate.eventlog import violations
 from colocate.host.control import ask
+from colocate.host.proctree import marked
 from tests.live import Run, catalogue, colocate, masks, running
 from tests.memcached_fixture import Memcached, eventually, running_memcached
 
@@ -130,10 +131,74 @@ def test_a_run_that_ends_in_order_takes_its_guard_with_it(
         assert not psutil.pid_exists(guard)
 
 
+def test_a_guard_outlives_what_systemd_sends_to_all_of_a_unit(
+    tmp_path: Path, server: Memcached, spinning: list[str]
+) -> None:
+    original = masks(server.pid)
+    with running(tmp_path, server, *spinning) as run:
+        run.until("start spin")
+        guard = psutil.Process(status(run, tmp_path)["guard"])
+        run.process.kill()
+        guard.terminate()
+        run.process.wait()
+        eventually(lambda: not (tmp_path / "state/state.json").exists(), "the guard has put all back")
+    assert masks(server.pid) == original
+
+
+def test_a_guard_that_is_killed_has_a_successor(
+    tmp_path: Path, server: Memcached, spinning: list[str], docker_client: docker.DockerClient
+) -> None:
+    original = masks(server.pid)
+    with running(tmp_path, server, *spinning) as run:
+        run.until("start spin")
+        told = status(run, tmp_path)
+        first = told["guard"]
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: status(run, tmp_path)["guard"] not in (first, None), "there is another guard")
+        assert "the guard has ended (-9); another one is there" in run.errors
+        run.process.kill()
+        run.process.wait()
+        eventually(lambda: not (tmp_path / "state/state.json").exists(), "it has put all back")
+    assert (containers(docker_client, told["run"]), masks(server.pid)) == ([], original)
+
+
+def test_a_state_file_that_makes_no_sense_is_told_and_left_alone_while_its_run_goes_on(
+    tmp_path: Path, server: Memcached, spinning: list[str], docker_client: docker.DockerClient
+) -> None:
+    """Also by a `restore` that is refused; and if the run is killed then, its jobs end all the same."""
+    state, original = ("--state-dir", str(tmp_path / "state")), masks(server.pid)
+    file = tmp_path / "state/state.json"
+    with running(tmp_path, server, *spinning) as run:
+        run.until("start spin")
+        run_id, good = status(run, tmp_path)["run"], file.read_bytes()
+        guard = psutil.Process(status(run, tmp_path)["guard"])
+        file.write_bytes(good[:-9])
+        refused = colocate("restore", *state, cwd=tmp_path)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert "another colocate runs here" in refused.stderr
+        run.process.kill()
+        run.process.wait()
+        eventually(lambda: not guard.is_running() or guard.status() == psutil.STATUS_ZOMBIE, "the guard has ended")
+    assert file.read_bytes() == good[:-9]
+    assert containers(docker_client, run_id) == []
+    assert marked(run_id) == {}
+    told = colocate("status", *state, cwd=tmp_path)
+    assert (told.returncode, "makes no sense" in told.stdout) == (1, True)
+    assert file.exists()
+    done = colocate("restore", *state, cwd=tmp_path)
+    assert (done.returncode, "is not known" in done.stderr) == (1, True)
+    assert file.with_suffix(".corrupt").read_bytes() == good[:-9]
+    assert "nothing was left behind" in colocate("restore", *state, cwd=tmp_path).stdout
+    file.write_bytes(good)
+    assert colocate("restore", *state, cwd=tmp_path).returncode == 0
+    assert masks(server.pid) == original
+
+
 def test_without_a_guard_status_tells_what_is_left_until_it_is_put_back(
     tmp_path: Path, server: Memcached, spinning: list[str]
 ) -> None:
     state = ("--state-dir", str(tmp_path / "state"))
+    (tmp_path / "state").mkdir(mode=0o700)
     idle = colocate("status", *state, cwd=tmp_path)
     assert (idle.returncode, idle.stdout) == (0, "no run in progress, nothing is held\n")
     with running(tmp_path, server, "--no-guard", *spinning) as run:
@@ -154,10 +219,11 @@ def test_without_a_guard_status_tells_what_is_left_until_it_is_put_back(
         fcntl.flock(lock, fcntl.LOCK_EX)
         held = colocate("status", *state, cwd=tmp_path)
     assert (held.returncode, "does not answer" in held.stdout) == (0, True)
-    assert f"pid {os.getpid()} holds" in held.stdout
+    assert held.stdout.startswith(f"pid {os.getpid()} of {psutil.Process().username()}, since 2")
     left = colocate("status", *state, cwd=tmp_path)
     assert left.returncode == 1
     assert told["run"] in left.stdout
+    assert f"memcached  pid {server.pid} had the cores " in left.stdout
     assert "colocate restore" in left.stdout
     assert colocate("restore", *state, cwd=tmp_path).returncode == 0
     assert colocate("status", *state, cwd=tmp_path).returncode == 0

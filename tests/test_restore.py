@@ -6,6 +6,7 @@ import os
 import resource
 import secrets
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,13 @@ import pytest
 from colocate.eventlog import SchedulerLogger
 from colocate.host.control import ask
 from colocate.host.engine import CALL_TIMEOUT_S, RUN_LABEL
-from colocate.host.restore import remove_containers, restore
-from colocate.host.state import Saved, StateFile, boot_id, claim
+from colocate.host.lock import claim
+from colocate.host.proctree import MARK, marked_runs
+from colocate.host.restore import remove_all, remove_containers, restore
+from colocate.host.state import Saved, StateFile, boot_id
 from tests.faults.engine import proxied
 from tests.live import catalogue, colocate, running
-from tests.memcached_fixture import running_memcached
+from tests.memcached_fixture import eventually, running_memcached
 
 
 @pytest.fixture
@@ -68,6 +71,32 @@ def test_of_all_runs_those_that_go_on_elsewhere_keep_their_containers(
             assert not any(name in line for line in done)
         done, _ = remove_containers(None)
         assert f"container {name} removed" in done
+
+
+def test_of_all_runs_those_that_are_over_lose_their_processes() -> None:
+    run_id = secrets.token_hex(4)
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, MARK: f"{run_id}/nap"}) as nap:
+        try:
+            eventually(lambda: run_id in marked_runs(), "it has its mark")
+            with claim(f"run-{run_id}"):
+                remove_all()
+                assert nap.poll() is None
+            done, _ = remove_all()
+            assert nap.wait() == -signal.SIGKILL
+        finally:
+            nap.kill()
+    assert "nap: its processes killed" in done
+
+
+@pytest.mark.parametrize("command", ["restore", "status"])
+def test_a_state_directory_that_no_run_has_used_is_refused(tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").write_text("")
+    for name, what in (("none", "no such directory"), ("file", "not a directory")):
+        done = colocate(command, "--state-dir", str(tmp_path / name), cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"colocate: --state-dir {tmp_path / name}: {what}; ")
+        assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def saved(run: str, log: Path, *, keeps_jobs: bool = False) -> Saved:
@@ -124,7 +153,7 @@ def test_a_run_that_could_not_put_all_back_leaves_its_jobs_if_it_was_to(
             run.until("start spin")
             run_id = ask(tmp_path / "state", {"request": "status"})["run"]
             engine.broken = True
-            assert run.end(signal.SIGTERM) == 143
+            assert run.end(signal.SIGTERM) == 1
     filters = {"label": f"{RUN_LABEL}={run_id}"}
     try:
         left = StateFile(tmp_path / "state").read()

@@ -9,7 +9,8 @@ from unittest.mock import Mock
 import pytest
 
 from colocate.errors import UserError
-from colocate.host.state import Lock, Saved, StateFile, boot_id, goes_on, lock_for
+from colocate.host.lock import Lock, goes_on, lock_for
+from colocate.host.state import CorruptStateError, Saved, StateFile, boot_id
 
 SAVED = Saved("run1", boot_id(), "docker", "logs/log1.txt", {"pid": 7, "start_ticks": 9, "masks": {"7": "0-3"}})
 
@@ -74,9 +75,22 @@ def test_a_corrupt_file_is_set_aside_with_a_warning(tmp_path, capsys, text):
     assert "set aside" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", CORRUPT)
+def test_who_only_looks_changes_nothing(tmp_path, capsys, text):
+    state = StateFile(tmp_path)
+    state.path.write_text(text)
+    with pytest.raises(CorruptStateError, match="colocate restore --all"):
+        state.look()
+    assert state.path.read_text() == text
+    assert list(tmp_path.iterdir()) == [state.path]
+    assert capsys.readouterr().err == ""
+
+
 def test_what_was_before_a_reboot_is_not_true_any_more(tmp_path):
     state = StateFile(tmp_path)
     state.write(Saved("run1", "another boot", "docker", "", {}))
+    assert state.look() is None
+    assert state.path.exists()
     assert state.read() is None
     assert not state.path.exists()
 
@@ -89,7 +103,7 @@ def test_a_directory_that_cannot_be_written(tmp_path):
 
 def test_one_controller_a_machine(tmp_path):
     path = tmp_path / "lock"
-    hold = "import sys, pathlib; from colocate.host.state import Lock; Lock(pathlib.Path(sys.argv[1])).acquire()"
+    hold = "import sys, pathlib; from colocate.host.lock import Lock; Lock(pathlib.Path(sys.argv[1])).acquire()"
     hold += "; print('held', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -24,8 +24,9 @@ start here:
   colocate run --memcached-ip 127.0.0.1 --jobs cca-2026
   colocate simulate --scenario cca-2025          the same loop on a model of a graded machine, in a second
 
-exit codes: 0 all went as asked, 1 a job or a check failed, 2 bad input or a missing permission and nothing touched,
-3 --duration was over before the jobs were, 129, 130 and 143 interrupted and ended in order, 141 nobody read the output
+exit codes: 0 all went as asked, 1 a job or a check failed or not all could be put back, 2 bad input or a missing
+permission and nothing touched, 3 --duration was over before the jobs were, 129, 130 and 143 interrupted and ended in
+order, 141 nobody read the output
 """
 
 COMMANDS = {

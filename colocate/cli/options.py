@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from colocate.cores import CoreSet, parse_ranges
 from colocate.errors import UserError
+from colocate.host.state import default_directory
 from colocate.trust import read_trusted
 
 CONFIG = Path("colocate.toml")
@@ -182,3 +183,15 @@ def _config_path(argv: Sequence[str]) -> Path | None:
         if word.startswith("--config="):
             return Path(word.removeprefix("--config="))
     return None
+
+
+def state_directory(given: Path | None) -> Path:
+    """Where the state of an earlier run is looked for.
+
+    Raises:
+        UserError: the directory that was given is not there, so that no run can have used it.
+    """
+    if given is not None and not given.is_dir():
+        what = "not a directory" if given.exists() else "no such directory"
+        raise UserError(f"--state-dir {given}: {what}", "give the one that was given to the run")
+    return given or default_directory()

@@ -9,8 +9,18 @@ import time
 from pathlib import Path
 
 from colocate.cli import options
-from colocate.host.restore import remove_containers, restore
-from colocate.host.state import StateFile, default_directory, lock_for
+from colocate.host.lock import lock_for
+from colocate.host.restore import remove_all, restore
+from colocate.host.state import CorruptStateError, StateFile
+
+_EPILOG = """\
+examples:
+  colocate restore               what the last run has left, if it was killed and no guard has put it back
+  colocate restore --all         and every job of any run that is over
+  colocate restore --wait 45s    go on for so long where dockerd is not there yet
+
+Exit code 1 where something could not be put back, or is not known, because the state file makes no sense.
+"""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,11 +28,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "restore",
         description="Put back what a killed run has left behind: memcached's affinity, containers, processes. "
-        "Refused while a run is going on. Exit code 1 if something could not be put back.",
+        "Refused, with exit code 2, while a run is going on.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--all", action="store_true", help="also containers of runs that are over and left no state here"
+        "--all",
+        action="store_true",
+        help="also jobs of runs that are over and left no state here, killed or left on purpose",
     )
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="as given to the run")
     parser.add_argument(
@@ -34,17 +48,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def restore_command(args: argparse.Namespace) -> int:
     """Restore; one line for each thing done, and for each that failed."""
-    state = StateFile(args.state_dir or default_directory())
-    saved = state.read()
-    lock = lock_for(args.state_dir, saved.port if saved else None)
-    lock.acquire()
+    state = StateFile(options.state_directory(args.state_dir))
+    lock = lock_for(args.state_dir)
+    lock.acquire()  # before anything is looked at: what a run in progress has saved is its guard's
     try:
+        unknown = _unknown(state)
+        if (saved := state.read()) is not None and saved.port is not None:
+            lock.claim_port(saved.port)
         end_s = time.monotonic() + args.wait
         done, failed = _restored(state, everything=args.all)
         while failed and time.monotonic() < end_s:
             time.sleep(1.0)
             more, failed = _restored(state, everything=args.all)
             done += [line for line in more if line not in done]
+        failed += unknown
     finally:
         lock.release()
     if args.json:
@@ -57,12 +74,21 @@ def restore_command(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _unknown(state: StateFile) -> list[str]:
+    """What is to be said of a state file that makes no sense; it is set aside."""
+    try:
+        state.look()
+    except CorruptStateError as error:
+        return [f"{error.what}: {state.set_aside()}; {error.cure}"]
+    return []
+
+
 def _restored(state: StateFile, *, everything: bool) -> tuple[list[str], list[str]]:
     """What was put back, and what could not be; one line each."""
     saved = state.read()
     done, failed = restore(saved) if saved else ([], [])
     if everything:
-        more_done, more_failed = remove_containers(None)
+        more_done, more_failed = remove_all()
         done += more_done
         failed += more_failed
     if not failed:

@@ -6,13 +6,18 @@ import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from colocate.cli import options
 from colocate.cores import format_list
 from colocate.errors import UserError
 from colocate.host.control import ask
-from colocate.host.state import Saved, StateFile, default_directory, lock_for
+from colocate.host.lock import lock_for
+from colocate.host.state import CorruptStateError, Saved, StateFile
 from colocate.report.summary import to_json
 
 _EPILOG = """\
@@ -20,8 +25,8 @@ examples:
   colocate status           the run in progress: memcached's and the jobs' cores, and the guard that would put them back
   colocate status --json    the same for scripts
 
-Exit code 1 where a run has died and left something behind that is not put back yet: see `colocate restore`. A run of
-another user is asked as that user, or by sudo.
+Exit code 1 where a run has died and left something behind that is not put back yet, or where its state file makes no
+sense: see `colocate restore`. A run of another user is asked as that user, or by sudo. Nothing is changed.
 """
 
 
@@ -40,29 +45,62 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def status_command(args: argparse.Namespace) -> int:
-    """Ask the run in progress; without one, tell what an earlier one has left."""
-    directory = args.state_dir or default_directory()
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"--state-dir {directory}: not a directory", "give the one that was given to the run")
+    """Ask the run in progress; without one, tell what an earlier one has left. Nothing is changed."""
+    directory = options.state_directory(args.state_dir)
     left: Saved | None = None
     holder: int | None = None
+    unknown: UserError | None = None
     try:
         status: Mapping[str, Any] = ask(directory, {"request": "status"})
     except UserError as error:
-        holder, left = lock_for(args.state_dir).holder(), StateFile(directory).read()
-        status = {"running": False, "why": str(error), "holder": holder, "left": asdict(left) if left else None}
+        holder = lock_for(args.state_dir).holder()
+        try:
+            left = StateFile(directory).look()
+        except CorruptStateError as corrupt:
+            unknown = corrupt
+        status = {
+            "running": False,
+            "why": str(error),
+            "holder": holder,
+            "left": asdict(left) if left else None,
+            "unknown": str(unknown) if unknown else None,
+        }
     if args.json:
         sys.stdout.write(to_json(status) + "\n")
     elif status["running"]:
         _tell(status)
     elif holder is not None:
-        print(f"pid {holder} holds this machine and does not answer: it begins, ends or hangs, or is another user's")
+        print(
+            f"pid {holder}{_whose(holder)} has this machine and does not answer: it begins, ends, hangs or is another's"
+        )
+    elif unknown is not None:
+        print(unknown)
     elif left is not None:
-        print(f"no run answers, but run {left.run} has left something behind (log {left.log})")
-        print("its guard, if there is one, goes on trying; or: colocate restore")
+        _tell_left(left, datetime.fromtimestamp(StateFile(directory).path.stat().st_mtime))
     else:
         print("no run in progress, nothing is held")
-    return 1 if left is not None and holder is None else 0
+    return 1 if (left is not None or unknown is not None) and holder is None else 0
+
+
+def _whose(pid: int) -> str:
+    """Of which user a process is, and since when; empty where it has ended."""
+    try:
+        process = psutil.Process(pid)
+        since = datetime.fromtimestamp(process.create_time()).isoformat(timespec="seconds")
+        return f" of {process.username()}, since {since},"
+    except psutil.Error:
+        return ""
+
+
+def _tell_left(left: Saved, saved: datetime) -> None:
+    print(f"run        {left.run} has died and left something behind, saved at {saved.isoformat(timespec='seconds')}")
+    print(f"log        {left.log or 'none yet'}")
+    masks = left.service.get("masks")
+    before = " ".join(sorted({str(mask) for mask in masks.values()})) if isinstance(masks, Mapping) else "unknown"
+    print(f"memcached  pid {left.service.get('pid')} had the cores {before} before")
+    jobs = {"docker": "containers with the label", "process": "processes marked"}.get(left.runtime, "of the runtime")
+    print(f"jobs       {jobs} {left.run}{', which are to stay' if left.keeps_jobs else ''}")
+    print("its guard, if there is one, goes on trying; or: colocate restore")
 
 
 def _tell(status: Mapping[str, Any]) -> None:

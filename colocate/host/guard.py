@@ -1,12 +1,12 @@
 """A process that outlives its controller: once that has died, however it died, it puts the machine back.
 
-    python -m colocate.host.guard PIDFD STATE_DIRECTORY LOCK RUN
+    python -m colocate.host.guard PIDFD STATE_DIRECTORY LOCK RUN RUNTIME
 
 It waits on a pidfd (pidfd_open(2)), which the kernel makes readable when the process has ended and not before: a
 controller that is stopped, starved or slow is alive. Nothing is put back twice: the guard takes the machine's lock
 first, and a run whose state file is gone has put everything back itself. It has a session of its own, so that what
-kills the controller's terminal or process group leaves it alone. Where everything in a control group is killed at
-once, as systemd does it, the unit's `ExecStopPost=colocate restore` does its work. It imports little until needed.
+kills the controller's terminal or process group leaves it alone, and it ignores SIGTERM, which systemd sends to all
+of a unit once its main process has died. It imports little until needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LOG = "guard.log"  # in the state directory: what the guard has to say
 _RETRY_S = 1.0
 _GIVE_UP_S = 600.0  # what cannot be put back by then is `colocate restore`'s
-_END_S = 2.0
+_LOOK_S = 5.0
 
 
 class Guard:
@@ -39,79 +39,98 @@ class Guard:
         directory: the run's state directory.
         lock: the machine's lock.
         run: the run's id, as in the state file.
+        runtime: `docker` or `process`, whose jobs are to be ended even if the state file makes no sense.
 
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, directory: Path, lock: Path, run: str) -> None:
+    def __init__(self, directory: Path, lock: Path, run: str, runtime: str) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._log = directory / LOG
+        self._argv = (str(directory), str(lock), run, runtime)
+        self._log.write_text("")
+        self._looked_s = time.monotonic()
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
         pidfd = os.pidfd_open(os.getpid())
-        argv = [sys.executable, "-P", "-m", "colocate.host.guard", str(pidfd), str(directory), str(lock), run]
+        argv = [sys.executable, "-P", "-m", "colocate.host.guard", str(pidfd), *self._argv]
         try:
-            with (directory / LOG).open("w") as log:
-                self._process = subprocess.Popen(
+            with self._log.open("a") as log:
+                return subprocess.Popen(
                     argv, pass_fds=(pidfd,), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
         finally:
             os.close(pidfd)
 
     @property
-    def pid(self) -> int:
-        """Its process."""
-        return self._process.pid
+    def pid(self) -> int | None:
+        """Its process; None where it is not there any more."""
+        return self._process.pid if self._process.poll() is None else None
 
-    @property
-    def alive(self) -> bool:
-        """Whether it is still there."""
-        return self._process.poll() is None
+    def keep(self) -> str:
+        """Start another one where somebody has killed it; asked at every tick, and looks now and then.
+
+        Returns:
+            what is to be said of it, if anything.
+        """
+        if (now_s := time.monotonic()) - self._looked_s < _LOOK_S:
+            return ""
+        self._looked_s = now_s
+        if (code := self._process.poll()) is None:
+            return ""
+        try:
+            self._process = self._start()
+        except OSError as error:
+            return f"the guard has ended ({code}), and there is no other: {error}"
+        return f"the guard has ended ({code}); another one is there, pid {self._process.pid}"
 
     def end(self, *, all_is_back: bool) -> None:
         """The run is over: end the guard, or leave it behind to try on where not all is put back."""
         if not all_is_back:
             self._process.returncode = 0  # nobody waits for it any more
             return
-        self._process.terminate()
-        try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()
+        self._process.wait()
 
 
 def main(argv: list[str]) -> int:
     """Wait for the controller's end and put back what it has left."""
-    pidfd, directory, lock, run = int(argv[0]), Path(argv[1]).absolute(), Path(argv[2]).absolute(), argv[3]
+    pidfd, directory, lock = int(argv[0]), Path(argv[1]).absolute(), Path(argv[2]).absolute()
     sys.path = [str(Path(place).absolute()) for place in sys.path]
     os.chdir("/")
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     over = select.poll()
     over.register(pidfd, select.POLLIN)
     over.poll()
-    return _put_back(directory, lock, run)
+    return _put_back(directory, lock, *argv[3:])
 
 
-def _put_back(directory: Path, lock_path: Path, run: str) -> int:
+def _put_back(directory: Path, lock_path: Path, run: str, runtime: str) -> int:
     from colocate.errors import UserError
-    from colocate.host.state import Lock, StateFile
+    from colocate.host.lock import Lock
+    from colocate.host.state import CorruptStateError, StateFile
 
     say = _Notes().say
     give_up_s = time.monotonic() + _GIVE_UP_S
     while time.monotonic() < give_up_s:
         try:
-            state = StateFile(directory)
-            saved = state.read()
-            if saved is None or saved.run != run:  # the run itself, a later one or `restore` has put everything back
-                return 0
-            lock = Lock(lock_path, saved.port)
+            state, port = StateFile(directory), None
+            with suppress(CorruptStateError):
+                saved = state.look()
+                if saved is None or saved.run != run:  # the run, a later one or `restore` has put everything back
+                    return 0
+                port = saved.port
+            lock = Lock(lock_path, port)
             try:
                 lock.acquire()
             except UserError:
                 give_up_s = time.monotonic() + _GIVE_UP_S  # who holds it, maybe for hours, may know nothing of our run
                 raise
             try:
-                if _restored(state, run, say):
+                if _restored(state, run, runtime, say):
                     return 0
             finally:
                 lock.release()
@@ -122,19 +141,25 @@ def _put_back(directory: Path, lock_path: Path, run: str) -> int:
     return 1
 
 
-def _restored(state: StateFile, run: str, say: Callable[[str], None]) -> bool:
+def _restored(state: StateFile, run: str, runtime: str, say: Callable[[str], None]) -> bool:
     """Put back what the run has left, with the lock held; whether nothing of it is left to do."""
-    from colocate.host.restore import restore
+    from colocate.host.restore import end_jobs, restore
+    from colocate.host.state import CorruptStateError
 
-    saved = state.read()
-    if saved is None or saved.run != run:
-        return True
-    done, failed = restore(saved)
+    try:
+        saved = state.look()
+    except CorruptStateError as error:  # it stays, for `status` and `restore` to tell; but the jobs are ours for sure
+        say(str(error))
+        done, failed = end_jobs(run, runtime)
+    else:
+        if saved is None or saved.run != run:
+            return True
+        done, failed = restore(saved)
+        if not failed:
+            with suppress(OSError):
+                state.clear()
     for line in (*done, *(f"not put back: {line}" for line in failed)):
         say(line)
-    if not failed:
-        with suppress(OSError):
-            state.clear()
     return not failed
 
 

@@ -127,16 +127,12 @@ def kill_all(members: Members, group: JobCgroup, pid: int, wait_s: float) -> boo
 
 def marked(run_id: str, root: Path = Path("/")) -> dict[int, str]:
     """The processes of a run that this user may see, with their jobs: every one has inherited `MARK`."""
-    found = {}
-    mark = f"{MARK}={run_id}/".encode()
-    for entry in os.scandir(root / "proc"):
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):  # it ends meanwhile, or is another user's
-            for word in (root / "proc" / entry.name / "environ").read_bytes().split(b"\0"):
-                if word.startswith(mark):
-                    found[int(entry.name)] = word.removeprefix(mark).decode(errors="replace")
-    return found
+    return {pid: job for pid, (run, job) in _marks(root).items() if run == run_id}
+
+
+def marked_runs(root: Path = Path("/")) -> set[str]:
+    """The runs of which this user can see a job's process."""
+    return {run for run, _ in _marks(root).values()}
 
 
 def kill_leftovers(run_id: str, root: Path = Path("/")) -> tuple[list[str], list[str]]:
@@ -159,6 +155,21 @@ def kill_leftovers(run_id: str, root: Path = Path("/")) -> tuple[list[str], list
             (killed if gone else left).append(f"{job}: its processes {'killed' if gone else 'do not end'}")
         wait_until(group.remove, _KILL_S)
     return killed, left
+
+
+def _marks(root: Path) -> dict[int, tuple[str, str]]:
+    """Run and job of every process that has `MARK` in its environment."""
+    found = {}
+    mark = f"{MARK}=".encode()
+    for entry in os.scandir(root / "proc"):
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it ends meanwhile, or is another user's
+            for word in (root / "proc" / entry.name / "environ").read_bytes().split(b"\0"):
+                if word.startswith(mark):
+                    run, _, job = word.removeprefix(mark).decode(errors="replace").partition("/")
+                    found[int(entry.name)] = run, job
+    return found
 
 
 def _stat(pid: int, root: Path) -> list[str]:

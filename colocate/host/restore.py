@@ -15,10 +15,11 @@ from colocate.host.engine import (
     leftover_runs,
     remove_leftovers,
 )
+from colocate.host.lock import goes_on
 from colocate.host.memcached import PinError, restore_from
-from colocate.host.proctree import kill_leftovers
+from colocate.host.proctree import kill_leftovers, marked_runs
 from colocate.host.sharing import remove_groups
-from colocate.host.state import Saved, goes_on
+from colocate.host.state import Saved
 
 
 def restore(saved: Saved) -> tuple[list[str], list[str]]:
@@ -35,8 +36,7 @@ def restore(saved: Saved) -> tuple[list[str], list[str]]:
     except (PinError, ValueError) as error:
         failed.append(str(error))
     if not saved.keeps_jobs:
-        remove = kill_leftovers if saved.runtime == "process" else remove_containers
-        for told, more in zip((done, failed), remove(saved.run), strict=True):
+        for told, more in zip((done, failed), end_jobs(saved.run, saved.runtime), strict=True):
             told += more
         there = [Path(path) for path in saved.groups if Path(path).is_dir()]
         failed += remove_groups(there)
@@ -69,6 +69,29 @@ def _close_log(path: Path) -> str:
     except OSError as error:
         return f"{path} has no last line: {error.strerror}"
     return f"{path} closed"
+
+
+def remove_all() -> tuple[list[str], list[str]]:
+    """End the jobs of every run of ours that is over.
+
+    Returns:
+        what was done, and what could not be done; one line each.
+    """
+    done, failed = remove_containers(None)
+    for run in sorted(marked_runs()):
+        if not goes_on(run):
+            for told, more in zip((done, failed), kill_leftovers(run), strict=True):
+                told += more
+    return done, failed
+
+
+def end_jobs(run: str, runtime: str) -> tuple[list[str], list[str]]:
+    """End the jobs of one run.
+
+    Returns:
+        what was done, and what could not be done; one line each.
+    """
+    return kill_leftovers(run) if runtime == "process" else remove_containers(run)
 
 
 def remove_containers(run: str | None) -> tuple[list[str], list[str]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from colocate import eventlog, metrics
 from colocate.cli.main import main
-from colocate.host import containers, guard, memcached, processes, record, sharing, state
+from colocate.host import containers, guard, lock, memcached, processes, record, sharing, state
 
 _AT = int(os.environ["CRASH_AT"])
 _LOCK = threading.Lock()
@@ -90,7 +90,8 @@ class Kernel:
 def wrap() -> None:
     """Put boundaries everywhere."""
     memcached.os = Kernel("sched_setaffinity")  # type: ignore[assignment]  # in a module's place
-    state.os = Kernel("fsync", "ftruncate", "pwrite")  # type: ignore[assignment]  # likewise
+    state.os = Kernel("fsync")  # type: ignore[assignment]  # likewise
+    lock.os = Kernel("ftruncate", "pwrite")  # type: ignore[assignment]  # likewise
     eventlog.FileIO = metrics.FileIO = TornFile  # type: ignore[misc, assignment]
     for place in (processes.ProcessRuntime, containers.ContainerRuntime):
         for name in ("prepare", "create", "start", "resize", "pause", "resume", "stop", "close"):
@@ -105,7 +106,7 @@ def wrap() -> None:
         around(state.StateFile, name)
     around(state.Path, "replace")
     for name in ("acquire", "release"):
-        around(state.Lock, name)
+        around(lock.Lock, name)
     around(guard.Guard, "__init__")
     around(guard.Guard, "end")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import docker
 
 from colocate.eventlog import violations
+from colocate.host.cgroup import directory
 from tests.faults.ledger import Injection
 from tests.live import masks
 from tests.memcached_fixture import DEADLINE_S, Memcached
@@ -50,7 +51,7 @@ class Watchman:
         client: the engine that has the containers; None where there are none.
         cores: those that the run may manage.
         floor: how many cores memcached has at least.
-        sharing: jobs may run on memcached's cores.
+        sharing: jobs may run on memcached's cores at idle priority.
 
     Attributes:
         checks: how often all was looked at.
@@ -101,8 +102,7 @@ class Watchman:
                     self._breach(f"{name} on {sorted(mask)}, managed are {sorted(self._cores)}")
         if any(len(mask) < self._floor for mask in service):
             self._breach(f"memcached on {[sorted(mask) for mask in service]}, its floor is {self._floor}")
-        if not self._sharing:
-            self._apart(frozenset().union(*service), jobs)
+        self._apart(frozenset().union(*service), jobs)
         self._log()
         with contextlib.suppress(OSError, ValueError):
             self._runs.add(json.loads((self._directory / "state/state.json").read_text())["run"])
@@ -176,7 +176,7 @@ class Watchman:
             if used is None or self._excused.is_set():
                 continue
             for_s, used_before = before.get(pid, (0.0, used))
-            overlaps = bool(shared) and used > used_before
+            overlaps = bool(shared) and used > used_before and not (self._sharing and _idle(pid))
             self._overlaps[pid] = (for_s + passed_s if overlaps else max(0.0, for_s - passed_s), used)
             if overlaps and self._overlaps[pid][0] > self._patience_s:
                 self._breach(f"job process {pid} has run on memcached's cores {sorted(shared)} for too long")
@@ -190,6 +190,26 @@ class Watchman:
             )
             if wrong:
                 self._breach(f"{path.name}: {wrong[0]}")
+
+
+def _idle(pid: int) -> bool:
+    """Whether a process goes behind all others: by its own policy, or by a control group that it stands in."""
+    with contextlib.suppress(OSError):
+        if os.sched_getscheduler(pid) == os.SCHED_IDLE:
+            return True
+    place = directory(pid, "cpu")
+    return place is not None and any(
+        _number(group / name) == value
+        for group in (place, *place.parents)
+        for name, value in (("cpu.idle", 1), ("cpu.shares", 2), ("cpu.weight", 1))
+    )
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _cpu_ticks(pid: int) -> int | None:

@@ -395,16 +395,22 @@ def test_a_user_with_one_capability_and_a_delegated_group(
             "-E", "XDG_RUNTIME_DIR=/run/plain", "/opt/colocate/bin/colocate", "run", "--memcached-ip", "127.0.0.1",
             "--memcached-pid", str(service.pid), "--runtime", "process", "--jobs", "jobs.toml", "--policy", "static",
         ]  # fmt: skip
-        subprocess.run(argv, check=True, capture_output=True)
-        in_time(lambda: one_mask(service.pid) < ALL, "memcached is pinned")
-        pid = int(shown("MainPID", "plain"))
-        own = Path("/sys/fs/cgroup/system.slice/plain.service")
-        in_time(lambda: list(own.glob("colocate-*/spin")), "its job stands in a group of its own")
-        spin = next(int(one) for one in next(own.glob("colocate-*/spin/cgroup.procs")).read_text().split())
-        in_time(lambda: not one_mask(spin) & one_mask(service.pid), "beside memcached")
-        assert os.getpriority(os.PRIO_PROCESS, pid) == -15
-        systemctl("stop", "plain")
-        assert not psutil.pid_exists(spin)
+        for end in ("stop", "kill -9"):
+            subprocess.run(argv, check=True, capture_output=True)
+            in_time(lambda: one_mask(service.pid) < ALL, "memcached is pinned")
+            pid = int(shown("MainPID", "plain"))
+            own = Path("/sys/fs/cgroup/system.slice/plain.service")
+            in_time(lambda: list(own.glob("colocate-*/spin")), "its job stands in a group of its own")  # noqa: B023
+            spin = next(int(one) for one in next(own.glob("colocate-*/spin/cgroup.procs")).read_text().split())
+            in_time(lambda: not one_mask(spin) & one_mask(service.pid), "beside memcached")  # noqa: B023
+            assert os.getpriority(os.PRIO_PROCESS, pid) == -15
+            if end == "stop":
+                systemctl("stop", "plain")
+            else:
+                os.kill(pid, signal.SIGKILL)  # systemd sends SIGTERM to the rest of the unit, the guard among it
+                in_time(lambda: shown("ActiveState", "plain") == "failed", "the guard has ended, too")
+            assert set(map(frozenset, masks(service.pid).values())) == {frozenset(ALL)}
+            assert not psutil.pid_exists(spin)
     finally:
         subprocess.run(["systemctl", "stop", "plain"], check=False, capture_output=True)
         subprocess.run(["systemctl", "reset-failed", "plain"], check=False, capture_output=True)
