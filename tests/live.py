@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from tests.memcached_fixture import DEADLINE_S, Memcached, eventually
 
 
@@ -77,8 +79,7 @@ class Run:
     @property
     def errors(self) -> str:
         """What it has said."""
-        self._errors.seek(0)
-        return self._errors.read()
+        return Path(self._errors.name).read_text()  # by a descriptor of our own: the run writes at this one's place
 
     @property
     def summary(self) -> dict[str, object]:
@@ -102,6 +103,14 @@ class Run:
         if number is not None:
             self.process.send_signal(number)
         return self.process.wait(4 * DEADLINE_S)
+
+
+def over(process: psutil.Process) -> bool:
+    """Whether a process has ended, whoever has yet to reap it."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @contextmanager

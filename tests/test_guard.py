@@ -20,7 +20,7 @@ import pytest
 from colocate.eventlog import violations
 from colocate.host.control import ask
 from colocate.host.proctree import marked
-from tests.live import Run, catalogue, colocate, masks, running
+from tests.live import Run, catalogue, colocate, masks, over, running
 from tests.memcached_fixture import Memcached, eventually, running_memcached
 
 WHOLE_CORES = ("--policy", "static", "--no-share")
@@ -61,7 +61,7 @@ def test_a_killed_controller_is_cleaned_up_after(
         guard = psutil.Process(told["guard"])
         run.process.kill()
         run.process.wait()
-        eventually(lambda: not guard.is_running() or guard.status() == psutil.STATUS_ZOMBIE, "the guard has ended")
+        eventually(lambda: over(guard), "the guard has ended")
     assert (containers(docker_client, told["run"]), masks(server.pid)) == ([], original)
     assert not (tmp_path / "state/state.json").exists()
     assert run.log.endswith(" end scheduler\n")
@@ -178,7 +178,7 @@ def test_a_state_file_that_makes_no_sense_is_told_and_left_alone_while_its_run_g
         assert "another colocate runs here" in refused.stderr
         run.process.kill()
         run.process.wait()
-        eventually(lambda: not guard.is_running() or guard.status() == psutil.STATUS_ZOMBIE, "the guard has ended")
+        eventually(lambda: over(guard), "the guard has ended")
     assert file.read_bytes() == good[:-9]
     assert containers(docker_client, run_id) == []
     assert marked(run_id) == {}
@@ -240,4 +240,4 @@ def test_a_demo_that_is_killed_takes_its_memcached_with_it(tmp_path: Path) -> No
         assert memcached.name() == "memcached"
         assert os.geteuid() != 0 or memcached.username() == "nobody"
         demo.kill()
-    eventually(lambda: not memcached.is_running() or memcached.status() == psutil.STATUS_ZOMBIE, "it has ended")
+    eventually(lambda: over(memcached), "it has ended")

@@ -339,7 +339,7 @@ def test_live_bad_requests_and_garbage_leave_the_run_unharmed(tmp_path, server, 
         eventually(lambda: len(list(metrics.read(records))) > so_far + 5, "the loop goes on meanwhile")
         told = policy(tmp_path)
         assert told.returncode == 0, told.stderr
-        assert told.stdout.startswith("policy  static service_cores=1\n        service_cores = 1\nshadow  reactive\n")
+        assert re.match(r"policy  static service_cores=1\n        service_cores = 1\nshadow  reactive\b", told.stdout)
         for client in held:
             client.close()
         assert children(run.process.pid) == before

@@ -34,7 +34,7 @@ from colocate.host.statistics import Statistics
 from colocate.jobs import JobSpec, JobState
 from colocate.testing.invariants import BrokenError, Situation
 from colocate.topology import read_topology
-from colocate.view import Observation
+from colocate.view import Observation, Slo
 from tests.faults.course import Course, Machine
 from tests.faults.press import Press, pressing
 from tests.faults.stage import Stage
@@ -45,7 +45,8 @@ from tests.memcached_fixture import DEADLINE_S, Memcached
 _SLOW = 0.04  # a freeze is of 1.2 s, a late tick of 0.12 s at most
 _LOADS = {0: (0.2, 0.2, 0.2), 25: (0.9, 0.1, 0.7), 26: (1.0, 1.0, 0.4)}  # shares of a thread, by the fault; then rest
 _LOAD_TICKS = 20  # for which each lasts
-_RECORDING_S = 0.25
+_RECORDING_S = 5.0
+_SLO = Slo(latency_ms=1e3)  # how fast this machine answers is not tried here
 
 
 @dataclass(slots=True)
@@ -201,7 +202,9 @@ class LiveWorld(Course):
         self.hands = Hands(stage.token, stage.client, server)
         self.watchman = Watchman(server, stage.token, directory.parent, stage.client, sharing=True)
         try:
-            self.begin(Machine(host, self.hands, self.look, specs, topology, datetime.now, DEADLINE_S, slow=_SLOW))
+            self.begin(
+                Machine(host, self.hands, self.look, specs, topology, datetime.now, DEADLINE_S, slo=_SLO, slow=_SLOW)
+            )
             with self.watchman, pressing(server.port) as self._press:
                 yield
         finally:

@@ -23,12 +23,12 @@ from tests.faults.press import pressing
 from tests.faults.stage import Stage
 from tests.faults.watchman import FULL, in_time, times
 from tests.live import Run, colocate, masks
-from tests.memcached_fixture import Memcached, eventually
+from tests.memcached_fixture import DEADLINE_S, Memcached, eventually
 
 ALL = set(os.sched_getaffinity(0))
 ENDING = "colocate: already ending"
 PROGRAMS = Path(__file__).parent.parent / "programs"
-FOLLOW = ("--policy", f"{policies.__file__}:Follow")
+FOLLOW = ("--policy", f"{policies.__file__}:Follow", "--set", "high=0.15", "--set", "low=0.05")
 SWAY = ("--policy", f"{policies.__file__}:Sway")
 
 
@@ -70,7 +70,8 @@ def again(run: Run, number: int) -> None:
     def heard() -> bool:
         if run.errors.count(ENDING) > said:
             return True
-        assert run.process.poll() is None, f"ended before it has heard {number}: {run.errors}"
+        if run.process.poll() is not None:  # it was quicker than we; its exit code tells
+            return True
         run.process.send_signal(number)
         return False
 
@@ -133,12 +134,12 @@ def test_a_starved_controller_is_late_and_nothing_worse(process_stage: Stage, ni
         with stage.injected(22), spinners(4 * len(ALL)):
             assert run.end(signal.SIGTERM) == 143
     assert stage.watchman.left() == []
-    assert "the policy failed" not in " ".join(run.summary["warnings"]), "waiting for a core is no fault of its own"
+    assert "the safe policy took over" not in " ".join(run.summary["warnings"]), "waiting for a core is no fault"
 
 
 def lateness_s(stage: Stage) -> float:
     """By how much the ticks of the run in progress were late, all together."""
-    told = ask(stage.directory / "state", {"request": "figures"})["meter"]
+    told = ask(stage.directory / "state", {"request": "figures"}, patience_s=2 * DEADLINE_S)["meter"]
     return float(told["late"]["sum_s"])  # type: ignore[index, call-overload]  # JSON
 
 
@@ -203,7 +204,7 @@ def test_a_slow_client_of_the_control_socket_holds_nothing_up(process_stage: Sta
                 fault.over()
                 eventually(lambda: held(server) == ALL, "memcached has all cores")
                 fault.recovered()
-                assert (fault.recovery_s or 0.0) < 1.0, "as if nobody asked"
+                assert (fault.recovery_s or 0.0) < 1.9, "sooner than one silent client is given up"
                 assert ask(stage.directory / "state", {"request": "status"})["running"] is True
         finally:
             for client in clients:

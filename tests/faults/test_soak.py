@@ -35,7 +35,8 @@ def test_the_live_soak_goes_on_to_its_end_whatever_dies_in_it(runtime):
     argv = [sys.executable, SOAK, "--live", "5", "--runtime", runtime]
     soaked = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert "ended: duration" in soaked.stdout
-    assert soaked.stderr == ""
+    # Whether cores can be shared is measured beside a load, and may be taken for impossible on a busy machine.
+    assert [line for line in soaked.stderr.splitlines() if "cannot share" not in line] == []
 
 
 @pytest.mark.parametrize("policy", POLICIES)

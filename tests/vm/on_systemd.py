@@ -411,6 +411,7 @@ def test_a_user_with_one_capability_and_a_delegated_group(
                 in_time(lambda: shown("ActiveState", "plain") == "failed", "the guard has ended, too")
             assert set(map(frozenset, masks(service.pid).values())) == {frozenset(ALL)}
             assert not psutil.pid_exists(spin)
+            subprocess.run(["systemctl", "reset-failed", "plain"], check=False, capture_output=True)
     finally:
         subprocess.run(["systemctl", "stop", "plain"], check=False, capture_output=True)
         subprocess.run(["systemctl", "reset-failed", "plain"], check=False, capture_output=True)
