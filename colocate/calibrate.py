@@ -43,6 +43,7 @@ from colocate.sim.service import LOADS
 from colocate.topology import Topology, read_topology
 
 _BUSY_QPS = 20.0
+_ANSWER_S = 10.0
 _QUIET_CORES = 0.15  # what a machine may do beside and still count as quiet
 _UNKNOWN_S = 60.0  # a job whose catalogue tells no run time
 _FEW_LOADS = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 1.0)
@@ -313,6 +314,7 @@ def calibrator(settings: CalibrationSettings, progress: Progress = lambda _what,
     lock = lock_for(settings.state_dir, settings.port)
     lock.acquire()
     try:
+        service = ServiceAffinity(service.process)  # as it is now that nobody else is at it
         state = StateFile(settings.state_dir or default_directory())
         if state.read() is not None:
             raise UserError("an earlier run is not put back", "run `colocate restore` first")
@@ -349,10 +351,12 @@ def _quiet(ip: str, settings: CalibrationSettings, cores: CoreSet) -> tuple[int,
     """
     statistics_, monitor = Statistics(ip, settings.port, period_s=0.4), ResourceMonitor(cores)
     try:
-        if not statistics_.first(2.0):
+        if not statistics_.first(_ANSWER_S):
             raise UserError(f"{ip}:{settings.port}: no answer to `stats`", "is it memcached, and not stopped?")
+        end_s = time.monotonic() + _ANSWER_S
         time.sleep(1.5)
-        sample = statistics_.sample()
+        while (sample := statistics_.sample()).qps.value is None and time.monotonic() < end_s:
+            time.sleep(0.1)
         busy = sum(use.busy for use in monitor.cores().values())
     finally:
         statistics_.stop()

@@ -196,6 +196,12 @@ class Controller:
         if dropped:
             self.entries.append(Entry("custom", "scheduler", comment=dropped))
 
+    def only_less(self, move: Move) -> bool:
+        """Whether a move takes something from a job and gives nothing to anybody."""
+        if move.kind is MoveKind.RESIZE:
+            return move.cores < self.jobs[move.target].wish_cores
+        return move.kind is MoveKind.PAUSE
+
     def ready(self, move: Move, now_s: float) -> bool:
         """Whether a move can still be made: a job goes on only where it was moved to, lest it does beside memcached."""
         if move.kind is not MoveKind.RESUME:
@@ -213,7 +219,7 @@ class Controller:
             self.meter.errors[move.kind] += 1
             self.note(move.target, "failed_moves", f"{move.kind} failed: {error}")
             if job:
-                job.failed(move.kind, error, now_s)
+                job.failed(move.kind, error, now_s, less=self.only_less(move))
         elif job:
             job.wished(move, now_s, now_s - (took_s or 0.0))
             if done:
@@ -311,25 +317,32 @@ class Controller:
         more: list[Move] = []
         starts: list[Move] = []
         for name, job in self.jobs.items():
-            if job.state in ENDED or not job.open(now_s):
+            if job.state in ENDED or job.stopping:
                 continue
-            cores = target.jobs.get(name)
+            cores, is_open = target.jobs.get(name), job.open(now_s)
             if job.state is JobState.WAITING:
+                if not is_open:
+                    continue
                 if not job.asked_for:
                     threads = self._threads(name, plan)
                     create.append(Move(MoveKind.CREATE, name, self.topology.cores, threads, "ahead of its start"))
                 if cores and job.created and self._service_logged and seen.service.alive:
                     starts.append(Move(MoveKind.START, name, cores, job.threads, reason))
                 continue
-            if found := job.contradiction(seen.jobs.get(name), now_s):
+            if is_open and (found := job.contradiction(seen.jobs.get(name), now_s)):
                 self.note(name, "foreign_changes", found)
+            pauses = not job.wish_paused and job.may_lose(MoveKind.PAUSE, now_s)
             if not cores:
-                if not job.wish_paused:
+                if pauses:
                     less.append(Move(MoveKind.PAUSE, name, reason=reason))
                 continue
             if cores != job.wish_cores:
-                (less if cores < job.wish_cores else more).append(Move(MoveKind.RESIZE, name, cores, reason=reason))
-            if job.wish_paused and (cores != job.wish_cores or job.there):
+                narrower = cores < job.wish_cores
+                if job.may_lose(MoveKind.RESIZE, now_s) if narrower else is_open:
+                    (less if narrower else more).append(Move(MoveKind.RESIZE, name, cores, reason=reason))
+                elif pauses and job.cores & target.service and name not in plan.share:
+                    less.append(Move(MoveKind.PAUSE, name, reason="it cannot leave memcached's cores"))
+            if is_open and job.wish_paused and (cores != job.wish_cores or job.there):
                 more.append(Move(MoveKind.RESUME, name, reason=reason))
         # What only shrinks waits for nobody; what also grows must wait until the jobs have left.
         return [*grow, *less, *shrink, *more, *starts, *create] if grow else [*shrink, *less, *more, *starts, *create]

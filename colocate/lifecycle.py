@@ -50,7 +50,8 @@ class JobLife:
         self._say = say
         self._logged = False
         self.wish_s = float("-inf")
-        self._not_before_s = float("-inf")
+        self._not_before_s = float("-inf")  # until then nothing is asked for it
+        self._refused_s: dict[MoveKind, float] = {}  # until then no pause, no resize to less: it has just failed
         self._begun_s = float("-inf")  # when its creation or start was last asked for
         self._starts_paused = False
         self._known_s: dict[str, float] = {}  # when its cores, and whether it is paused, were last known
@@ -78,6 +79,10 @@ class JobLife:
     def open(self, now_s: float) -> bool:
         """Whether something may be asked of it now."""
         return self.state not in ENDED and not self.stopping and now_s >= self._not_before_s
+
+    def may_lose(self, kind: MoveKind, now_s: float) -> bool:
+        """Whether it may be paused, or resized to less: that waits only for what has failed of its own kind."""
+        return not self.stopping and now_s >= self._refused_s.get(kind, float("-inf"))
 
     def view(self, now_s: float) -> JobView:
         """The job as a policy sees it."""
@@ -147,6 +152,7 @@ class JobLife:
             case MoveKind.START:
                 self.wish_cores = self.cores = move.cores
                 self.wish_paused = self._starts_paused = False
+                self._refused_s.clear()
                 self._enter(JobState.STARTING, now_s)
             case MoveKind.RESIZE:
                 self.wish_cores = move.cores
@@ -174,10 +180,12 @@ class JobLife:
             self._enter(JobState.RUNNING, now_s)
             self._say(Entry("unpause", self.name))
 
-    def failed(self, kind: MoveKind, why: str, now_s: float) -> None:
-        """A move did not happen."""
+    def failed(self, kind: MoveKind, why: str, now_s: float, *, less: bool) -> None:
+        """A move did not happen; `less` says whether it was to take something from the job."""
         if self.state in ENDED:
             return
+        if less:
+            self._refused_s[kind] = now_s + BACK_OFF_S
         if kind in {MoveKind.CREATE, MoveKind.START}:
             self._unsuccessful(f"did not start: {why}", now_s)
         self.wish_cores, self.wish_paused = self.cores, self.state is JobState.PAUSED
@@ -207,8 +215,16 @@ class JobLife:
                 why = "stopped" if self.stopping else f"vanished: {event.detail or 'removed by somebody'}"
                 self._over(JobState.STOPPED, why, event.time_s)
             case JobEventKind.FAILED:
-                starting = self.state in {JobState.WAITING, JobState.STARTING}
-                self.failed(MoveKind.START if starting else MoveKind.RESIZE, event.detail, event.time_s)
+                self._failed_later(event)
+
+    def _failed_later(self, event: JobEvent) -> None:
+        """What was on its way did not happen: which wish that was follows from the state."""
+        if self.state in {JobState.WAITING, JobState.STARTING}:
+            self.failed(MoveKind.START, event.detail, event.time_s, less=False)
+        elif self.wish_paused and self.state is JobState.RUNNING:
+            self.failed(MoveKind.PAUSE, event.detail, event.time_s, less=True)
+        else:
+            self.failed(MoveKind.RESIZE, event.detail, event.time_s, less=self.wish_cores < self.cores)
 
     def abandon(self, why: str, now_s: float, *, stopped: bool) -> None:
         """The run ends before the job does; `stopped` says whether the job does, too."""

@@ -9,7 +9,7 @@ from typing import Literal
 from colocate.controller import Controller
 from colocate.eventlog import SchedulerLogger
 from colocate.metrics import MetricsWriter
-from colocate.move import SERVICE, Entry, Host, Move, MoveError, MoveKind, OnExit
+from colocate.move import SERVICE, Entry, Host, Move, MoveError, OnExit
 from colocate.shadow import brief
 
 _RECORD_S = 0.19  # a quiet tick is not worth a record of its own
@@ -130,13 +130,13 @@ _ENDED = {"interrupted": "interrupted", "duration": "over its duration", "once":
 def perform(host: Host, controller: Controller, log: SchedulerLogger, moves: Iterable[Move]) -> None:
     """Do each move, take in its outcome, and log it once it has happened.
 
-    Once memcached's cores cannot be set, jobs are only paused: the others count on its cores, and the next tick plans
+    Once memcached's cores cannot be set, jobs only lose: the other moves count on its cores, and the next tick plans
     anew. Some of its threads may have moved all the same, to where those jobs are.
     """
     write(log, controller)  # what has happened since the last tick
     refused = False
     for move in moves:
-        if refused and move.kind is not MoveKind.PAUSE:
+        if refused and not controller.only_less(move):
             continue
         begin_s = host.now()
         if not controller.ready(move, begin_s):

@@ -135,12 +135,11 @@ class Regulator:
 
         try:
             with self._deadline(self.limits.deadline_s):
-                plan = self.policy.decide(view)
-            nonsense = malformed(plan)
+                plan, nonsense = self._asked(view)
         except (KeyboardInterrupt, Terminated):  # not the policy's
             raise
-        except BaseException as error:  # whatever a policy raises (sys.exit, too) costs a strike, never the service
-            nonsense = f"{type(error).__name__}: {error}"
+        except BaseException as error:  # the deadline's; or an error that cannot even be shown
+            nonsense = f"{type(error).__name__}: {error}" if isinstance(error, OverrunError) else type(error).__name__
         if nonsense:
             self.first_fault = self.first_fault or nonsense
             intervene("strike", nonsense)
@@ -158,6 +157,16 @@ class Regulator:
             self._changed_s = view.time_s
         self._accepted = plan
         return plan, interventions
+
+    def _asked(self, view: View) -> tuple[Plan, str]:
+        """What the policy says, and why that is no plan; whatever of it is looked at may be a program of its own."""
+        try:
+            plan = self.policy.decide(view)
+            return plan, malformed(plan)
+        except (KeyboardInterrupt, Terminated, OverrunError):
+            raise
+        except BaseException as error:  # whatever a policy raises (sys.exit, too) costs a strike, never the service
+            return Plan(0), f"{type(error).__name__}: {error}"
 
     def _strike(self, view: View, intervene: Callable[[str, str], None]) -> Plan:
         self.strikes += 1
@@ -239,6 +248,8 @@ def malformed(plan: object) -> str:
         return f"decide() returned {type(plan).__name__}, not a Plan"
     if not (isinstance(plan.jobs, Mapping) and isinstance(plan.share, Set) and isinstance(plan.threads, Mapping)):
         return "jobs or threads is no mapping, or share no set"
+    if not isinstance(plan.reason, str):
+        return f"{plan.reason!r} is no reason: it is no text"
     for name in (*plan.jobs, *plan.share, *plan.threads):
         if type(name) is not str and not isinstance(name, str):
             return f"{name!r} is no job's name"

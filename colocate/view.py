@@ -348,6 +348,8 @@ class View:
     def rising(self, seconds: float = 0.5) -> bool:
         """Whether memcached uses a fifth more CPU, and a tenth of a core, than at some time in the last `seconds`."""
         uses = self.recent("cpu_cores", seconds)
+        if len(uses) == 1:  # ticks are further apart than that: since the one before
+            uses = self.series["cpu_cores"].values[: self.series["cpu_cores"].length][-2:]
         return bool(uses) and uses[-1] > max(_RISE * (least := min(uses)), least + _RISE_CORES)
 
     def recent(self, name: str, seconds: float) -> list[float]:

@@ -1,4 +1,5 @@
 import json
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +7,8 @@ from hypothesis import strategies as st
 
 from colocate.controller import Controller
 from colocate.jobs import ENDED, JobEvent, JobEventKind, JobState
-from colocate.move import MoveKind
+from colocate.loop import perform
+from colocate.move import MoveError, MoveKind
 from colocate.policy import Plan
 from colocate.regulator import Limits
 from colocate.topology import Topology
@@ -217,6 +219,57 @@ def test_a_move_that_fails_is_made_again_later():
     controller.settle(pause, done=False, now_s=subject.time_s + 1, error="frozen solid")
     assert [m.kind for m in controller.step(observation(subject.time_s + 1.5))] == []
     assert [m.kind for m in controller.step(observation(subject.time_s + 4))] == [MoveKind.PAUSE]
+
+
+def test_a_growth_that_failed_keeps_no_job_from_making_way():
+    subject = settle(machine(Plan(1, {"a": 2}), jobs=("a",)))
+    controller, now_s = subject.controller, subject.time_s + 1
+    controller.regulator.policy.plans = [Plan(1, {"a": 3})]
+    (growth,) = controller.step(observation(now_s))
+    controller.settle(growth, done=False, now_s=now_s, error="engine: 500")
+    controller.regulator.policy.plans = [Plan(4, {"a": 0})]
+    assert [move.kind for move in controller.step(observation(now_s + 0.05))] == [MoveKind.PIN, MoveKind.PAUSE]
+
+
+@pytest.mark.parametrize("wanted", [Plan(3, {"a": 1}), Plan(2, {"a": 2})])
+def test_a_job_that_cannot_leave_memcacheds_cores_is_paused_until_it_can(wanted):
+    subject = settle(machine(Plan(1, {"a": 3}), jobs=("a",)))
+    controller, now_s, stuck = subject.controller, subject.time_s, True
+    controller.regulator.policy.plans = [wanted]
+    kinds = []
+    for tick in range(100):
+        stuck = tick < 60
+        now_s += 0.05
+        for move in controller.step(observation(now_s)):
+            if not controller.ready(move, now_s):
+                continue
+            refused = move.kind is MoveKind.RESIZE and stuck
+            controller.settle(move, done=not refused, now_s=now_s, error="the cpuset refuses" if refused else "")
+            kinds.append(move.kind)
+            if move.kind is MoveKind.RESUME:
+                assert not controller.jobs["a"].cores & controller.service_cores
+    assert kinds[:3] == [MoveKind.PIN, MoveKind.RESIZE, MoveKind.PAUSE]
+    assert kinds[-2:] == [MoveKind.RESIZE, MoveKind.RESUME]
+    assert kinds.count(MoveKind.PAUSE) == 1
+    assert controller.jobs["a"].state is JobState.RUNNING
+
+
+def test_a_job_is_narrowed_although_memcached_cannot_be_moved():
+    """Some of its threads may have moved, and be where the job is."""
+    subject = settle(machine(Plan(1, {"a": 3}), jobs=("a",)))
+    controller = subject.controller
+    controller.regulator.policy.plans = [Plan(2, {"a": 2})]
+    done = []
+
+    def act(move):
+        if move.kind is MoveKind.PIN:
+            raise MoveError("one thread will not")
+        done.append((move.kind, len(move.cores)))
+        return True
+
+    host = Mock(now=lambda: subject.time_s + 1, act=act)
+    perform(host, controller, Mock(), controller.step(observation(subject.time_s + 1)))
+    assert done == [(MoveKind.RESIZE, 2)]
 
 
 def test_a_move_on_its_way_is_logged_when_it_has_happened():

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from colocate.errors import UserError
 from colocate.host.live import Doorbell, LiveHost
 from colocate.signals import signals
 
@@ -39,6 +40,19 @@ def test_a_second_signal_waits_for_nobody_who_does_not_read(monkeypatch: pytest.
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         assert interrupted() == signal.SIGTERM
+
+
+def test_what_memcached_had_before_is_written_once_the_disk_takes_it() -> None:
+    """A memcached that has come back while the disk was full; nobody else would ever write it."""
+    remember = Mock(side_effect=[UserError("the disk is full"), None])
+    runtime = Mock()
+    runtime.close.return_value = []
+    host = LiveHost(Mock(), runtime, {}, Mock(), Doorbell(), remember=remember)
+    host._unsaved = True
+    for _ in range(3):
+        host._save()
+    assert remember.call_count == 2
+    assert host.close("stop") == []
 
 
 def test_a_host_whose_end_failed_half_way_says_so_when_it_is_ended_again() -> None:

@@ -429,3 +429,14 @@ def test_the_search_ends_when_told_to() -> None:
         searching = worker.submit(find_again, "127.0.0.1", free_port(), stopped)
         stopped.set()
         assert searching.result(DEADLINE_S) is None
+
+
+def test_what_was_never_known_is_not_taken_for_given_back():
+    with subprocess.Popen(["sleep", "600"]) as process:
+        try:
+            ticks = procfs.start_ticks(process.pid)
+            record = {"pid": process.pid, "start_ticks": ticks, "name": "memcached", "masks": {}}
+            with pytest.raises(PinError, match="is not known"):
+                restore_from(record)
+        finally:
+            process.kill()

@@ -147,6 +147,28 @@ def test_threads_come_and_go_without_a_jump(tree: Tree) -> None:
     assert tree.after(1.0)[0].value == pytest.approx(0.25)
 
 
+def test_a_thread_that_cannot_be_read_makes_the_figure_old_not_small(tree: Tree) -> None:
+    """As where no descriptor is free."""
+    for tid in (7, 8):
+        tree.thread(tid, 0, 0, 0)
+    tree.after(1.0)
+    for tid in (7, 8):
+        tree.thread(tid, 500_000_000, 0, 10)
+    assert tree.after(1.0)[0].value == pytest.approx(1.0)
+    hidden = tree.root / "proc/7/task/8/schedstat"
+    hidden.write_text("")  # what is open reads as nothing, and cannot be opened anew
+    hidden.unlink()
+    hidden.mkdir()
+    tree.thread(7, 600_000_000, 0, 20)
+    assert (tree.after(1.0)[0].value, tree.after(1.0)[0].age_s) == (pytest.approx(1.0), 2.0)
+    hidden.rmdir()
+    tree.thread(8, 700_000_000, 0, 20)
+    assert tree.after(1.0)[0].age_s == 3.0
+    tree.thread(7, 700_000_000, 0, 30)
+    tree.thread(8, 800_000_000, 0, 30)
+    assert tree.after(1.0)[0] == Signal(pytest.approx(0.2), 0.0, 2)
+
+
 def test_a_process_that_is_gone_leaves_an_ageing_figure(tree: Tree) -> None:
     tree.thread(7, 0, 0, 0)
     tree.after(1.0)

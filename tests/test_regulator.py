@@ -48,6 +48,21 @@ def test_after_the_last_strike_the_safe_policy_stays():
     assert changes == []
 
 
+class UnspeakableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("answer", [UnspeakableError(), Plan(1, reason=None), Plan(1, reason=7)])
+def test_what_cannot_even_be_told_costs_a_strike(answer):
+    asked = regulator(answer)
+    for strikes in (1, 2, 3):
+        _, interventions = asked.plan(view())
+        assert asked.strikes == strikes
+        assert interventions[0].rule == "strike"
+    assert isinstance(asked.policy, Safe)
+
+
 @pytest.mark.parametrize("raised", [OverrunError("slow"), SystemExit(0), GeneratorExit()])
 def test_an_overrun_is_a_strike_and_so_is_a_policy_that_wants_us_to_end(raised):
     assert rules(regulator(raised).plan(view(jobs=JOBS))[1]) == ["strike"]

@@ -290,6 +290,8 @@ def test_a_paused_job_stands_still_until_it_is_resumed(rig: Rig) -> None:
     rig.run("spin", "2", cores=A)
     rig.until(lambda: (rig.runtime.look()["job"].cpu_s or 0) > 0.02)
     rig.wished(rig.runtime.pause("job"), KINDS.PAUSED)
+    rig.until(lambda: not isinstance(rig, DockerRig) or rig.inspect()["State"]["Paused"])  # its record is right, too
+    rig.until(lambda: rig.runtime.look()["job"] == rig.runtime.look()["job"])
     before = rig.runtime.look()["job"]
     assert before.paused
     time.sleep(0.1)
@@ -590,6 +592,15 @@ def test_what_a_killed_controller_left_is_removed(behave_binary: Path, cgroups: 
         rig.clean()
 
 
+def test_a_container_that_somebody_removes_before_it_is_started_again_is_made_anew(docker_rig: DockerRig) -> None:
+    docker_rig.run("exit", "1", "10")
+    docker_rig.wait("job", KINDS.EXITED)
+    docker_rig.client.api.remove_container(docker_rig.inspect()["Id"])
+    docker_rig.wait("job", KINDS.GONE)
+    docker_rig.runtime.create(docker_rig.spec("exit", "0", "10"), 1, A)
+    docker_rig.wait("job", KINDS.CREATED)
+
+
 def test_a_container_restarted_by_somebody_is_taken_over(docker_rig: DockerRig) -> None:
     docker_rig.run("spin", "1", cores=A)
     docker_rig.client.api.restart(docker_rig.inspect()["Id"], timeout=0)
@@ -598,6 +609,7 @@ def test_a_container_restarted_by_somebody_is_taken_over(docker_rig: DockerRig) 
         docker_rig.runtime.start("job", A)
         docker_rig.wait("job", KINDS.STARTED)
     docker_rig.wished(docker_rig.runtime.pause("job"), KINDS.PAUSED)
+    docker_rig.until(lambda: docker_rig.inspect()["State"]["Paused"])  # its record is right, too
     used_s = docker_rig.runtime.look()["job"].cpu_s
     time.sleep(0.1)
     assert docker_rig.runtime.look()["job"].cpu_s == used_s

@@ -1,5 +1,7 @@
 import errno
 import os
+import resource
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -75,6 +77,32 @@ def test_a_corrupt_file_is_set_aside_with_a_warning(tmp_path, capsys, text):
     assert "set aside" in capsys.readouterr().err
 
 
+def test_a_file_that_cannot_be_read_now_is_as_it_was_later(tmp_path):
+    state = StateFile(tmp_path)
+    state.write(SAVED)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(UserError, match="Too many open files"):
+            state.read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert state.read() == SAVED
+
+
+def test_groups_lie_below_any_mount_and_are_ours(tmp_path, monkeypatch):
+    """A machine may have more mounts than the usual ones (Cilium and Calico make such)."""
+    monkeypatch.setattr("colocate.host.state.hierarchies", lambda: [Path("/run/cilium/cgroupv2")])
+    state = StateFile(tmp_path)
+    good = replace(SAVED, groups=("/run/cilium/cgroupv2/colocate-run1",))
+    state.write(good)
+    assert state.read() == good
+    for path in ("/run/cilium/cgroupv2/other", "/run/cilium/cgroupv2/../colocate-run1", "/home/colocate-run1"):
+        with pytest.raises(ValueError, match="group"):
+            state.write(replace(SAVED, groups=(path,)))
+    assert state.read() == good
+
+
 @pytest.mark.parametrize("text", CORRUPT)
 def test_who_only_looks_changes_nothing(tmp_path, capsys, text):
     state = StateFile(tmp_path)
@@ -122,6 +150,31 @@ def test_one_controller_a_machine(tmp_path):
     lock.release()
     lock.release()
     assert Lock(path).holder() is None
+
+
+def test_what_a_controller_forks_does_not_hold_its_lock(tmp_path):
+    script = (
+        "import os, pathlib, sys, time\nfrom colocate.host.lock import Lock\n"
+        "lock = Lock(pathlib.Path(sys.argv[1]), 4714)\nlock.acquire()\nlock.claim_run('fork')\n"
+        "child = os.fork()\nif not child:\n    print('forked', flush=True)\n    time.sleep(600)\n"
+        "print(child, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    argv = [sys.executable, "-c", script, str(tmp_path / "lock")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as controller:
+        said = {controller.stdout.readline().strip() for _ in range(2)}
+        (child,) = said - {"forked"}
+        try:
+            with pytest.raises(UserError, match="another colocate runs here"):
+                Lock(tmp_path / "lock").acquire()
+            controller.kill()
+            controller.wait()
+            lock = Lock(tmp_path / "lock", 4714)
+            lock.acquire()
+            lock.release()
+            assert not goes_on("fork")
+        finally:
+            os.kill(int(child), signal.SIGKILL)
 
 
 def test_one_controller_a_memcached_wherever_their_state_lies(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from colocate.errors import UserError
 from colocate.topology import Topology, load_topology, read_topology
 from colocate.view import History, Signal
+from tests.builders import view
 
 
 def test_a_window_has_mean_deviation_and_slope():
@@ -97,3 +98,16 @@ def test_topology_from_a_file(tmp_path):
     file.write_text("[]")
     with pytest.raises(UserError, match="no topology"):
         load_topology(file)
+
+
+@pytest.mark.parametrize("period_s", [0.05, 0.45, 0.55, 1.0, 5.0])
+def test_a_rise_shows_however_far_apart_the_ticks_are(period_s):
+    history = History()
+    for tick in range(20):
+        history.add("cpu_cores", tick * period_s, 0.2)
+    assert not view(series=history.series()).rising(0.5)
+    history.add("cpu_cores", 20 * period_s, 2.0)
+    assert view(series=history.series()).rising(0.5)
+    for tick in range(21, 40):
+        history.add("cpu_cores", tick * period_s, 2.0)
+    assert not view(series=history.series()).rising(0.5)

@@ -23,7 +23,7 @@ SETTLE_S = 0.5
 GRACE_S = 1.0  # from SIGTERM to SIGKILL
 # A job that gets no CPU takes long to freeze: the worker waits so long, and lets it have some between two looks.
 _FREEZE_S, _FREEZE_AGAIN_S = 30.0, 0.02
-_EVENT_S, _ASK_AGAIN_S = 0.025, 0.01  # the engine takes 20 ms to notice an end; asking earlier only delays it
+_ASK_AGAIN_S = 0.01
 _KILL_AGAIN_S, _KILLS = 5.0, 3
 _RECORD_BACK_OFF_S, _RECORD_TRIES = 1.0, 5
 _ABSENT_S = 0.2  # between two tries to reach an engine that is not there
@@ -106,7 +106,7 @@ class Container(Wishes):
             pid = self._record.start()
         except ENGINE_ERRORS as error:
             with self._cond:
-                if self._waits_for(error):
+                if self._waits_for(error) or (self._record.unseen and not is_missing(error)):
                     self._start_wished = not self._stop_wished
                     self._enter(before)
                     return
@@ -119,6 +119,7 @@ class Container(Wishes):
             self._failed(before, error)
             return
         with self._cond:
+            self._grip.drop()  # it may have been seized
             if pid:
                 self._grip.take(pid, self._record.id, self._init_ended)
             self._enter(Phase.RUNNING)
@@ -126,12 +127,6 @@ class Container(Wishes):
             self._emit(JobEventKind.STARTED, cores=cores)
             if not pid or self._suspect:
                 self._suspicious()
-
-    def _init_ended(self) -> None:
-        with self._cond:
-            if self._grip.ended():  # and it is not an earlier one's
-                self._grip.set_paused(paused=False)
-                self._suspicious(_EVENT_S)
 
     def _inspect(self) -> None:
         """Ask the engine what has become of it."""
@@ -236,7 +231,9 @@ class Container(Wishes):
                 paused = self._paused
                 change = paused != self._record.paused
                 if change and paused:  # the engine refuses to pause what is frozen, and to resume what is not
-                    self._grip.hold()
+                    change = self._grip.hold()
+                    if not change:
+                        self._record_s = time.monotonic() + 60.0
                 elif change:
                     self._grip.set_paused(paused=True)
             if change:
@@ -339,5 +336,6 @@ class Container(Wishes):
     def _failed(self, phase: Phase, error: BaseException) -> None:
         with self._cond:
             self._owed.clear()
+            self._grip.drop()
             self._enter(phase)
             self._emit(JobEventKind.FAILED, detail=reason(error))

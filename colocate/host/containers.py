@@ -20,6 +20,7 @@ from colocate.host.engine import (
     JOB_LABEL,
     LONG_TIMEOUT_S,
     RUN_LABEL,
+    START_TIMEOUT_S,
     ClientFactory,
     client_from_env,
     connect,
@@ -79,7 +80,8 @@ class ContainerRuntime:
     def prepare(self, jobs: Sequence[JobSpec], progress: Progress) -> None:
         """See `Runtime.prepare`; also reaches the engine, so it comes before everything else."""
         if self._engine is None:
-            quick = connect(self._factory, CALL_TIMEOUT_S)
+            quick = connect(self._factory, START_TIMEOUT_S)
+            quick.api.timeout = int(CALL_TIMEOUT_S)
             self._clients.append(quick)
             patient = connect(self._factory, LONG_TIMEOUT_S)
             self._clients.append(patient)
@@ -145,6 +147,8 @@ class ContainerRuntime:
             elif job.error:
                 problems.append(f"{name}: {job.error}")
         if on_exit == "stop":  # whatever carries our label and escaped our table
+            patience_s = min(START_TIMEOUT_S, end_s - time.monotonic())  # an engine that hangs has used it up
+            self._clients[0].api.timeout = int(max(CALL_TIMEOUT_S, patience_s))
             problems += remove_leftovers(self._clients[0], self._run_id, self._root)
         if self._stream is not None:
             self._stream.close()

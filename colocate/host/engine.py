@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,13 @@ from colocate.jobs import JobSpec
 
 RUN_LABEL, JOB_LABEL = "colocate.run", "colocate.job"
 CALL_TIMEOUT_S = 2.0  # ordinary calls take 1 to 40 ms, even on a busy machine
+START_TIMEOUT_S = 10.0  # the same, where nothing waits for us: at the beginning and at the end of a run
 LONG_TIMEOUT_S = 60.0  # create, start, remove and pull wait for disks
 
 # Whatever a call can come back with: an answer (404, 409, 500), a time-out, a broken connection.
 ENGINE_ERRORS = (docker.errors.DockerException, requests.RequestException, OSError)
+
+_INIT = re.compile(r"^NSpid:.*\t1$", re.MULTILINE)  # proc_pid_status(5): the first of its pid namespace
 
 ClientFactory = Callable[[float], docker.DockerClient]
 
@@ -58,7 +64,7 @@ def cgroup_driver(factory: ClientFactory = client_from_env) -> str:
     Raises:
         UserError: the engine does not run, or we may not use it.
     """
-    client = connect(factory, CALL_TIMEOUT_S)
+    client = connect(factory, START_TIMEOUT_S)
     try:
         return str(client.info().get("CgroupDriver", "none"))
     except ENGINE_ERRORS as error:
@@ -190,8 +196,11 @@ def remove_leftovers(client: docker.DockerClient, run_id: str, root: Path = Path
         found = containers_of(client, run_id)
     except ENGINE_ERRORS as error:
         return [f"the Docker Engine does not list its containers ({reason(error)})"]
-    with concurrent.futures.ThreadPoolExecutor(max_workers=16) as pool:
-        return [line for line in pool.map(lambda one: _remove(client, one, root), found) if line]
+    try:
+        with concurrent.futures.ThreadPoolExecutor(max_workers=16) as pool:
+            return [line for line in pool.map(lambda one: _remove(client, one, root), found) if line]
+    except RuntimeError:  # no thread can be had: one after the other
+        return [line for line in (_remove(client, one, root) for one in found) if line]
 
 
 def _remove(client: docker.DockerClient, one: Mapping[str, Any], root: Path) -> str:
@@ -213,6 +222,17 @@ def thaw(pid: int, container_id: str, root: Path) -> None:
     if group is not None:
         group.thaw()
         group.close()
+
+
+def init_of(container_id: str, root: Path) -> int:
+    """The first process of a container, without the engine's help; 0 where there is none that we can see."""
+    for entry in os.scandir(root / "proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it ends meanwhile
+                place = Path(entry.path)
+                if container_id in (place / "cgroup").read_text() and _INIT.search((place / "status").read_text()):
+                    return int(entry.name)
+    return 0
 
 
 def cgroup_of(pid: int, container_id: str, root: Path) -> JobCgroup | None:

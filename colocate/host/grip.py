@@ -38,8 +38,14 @@ class Grip:
 
     def take(self, pid: int, container_id: str, ended: Callable[[], None]) -> None:
         """Find the files of a container's init, and call `ended` (on the watcher's thread) when that is over."""
-        with contextlib.suppress(OSError):  # it is over already: the engine will tell how
+        try:
             fd = os.pidfd_open(pid)
+        except ProcessLookupError:  # it is over already: the engine will tell how
+            return
+        except OSError:  # no descriptor is free
+            self._unseen = True
+            return
+        with contextlib.suppress(OSError):
             self._group = cgroup_of(pid, container_id, self._root)
             if self._group is None:
                 self._unseen = not _ended(fd)
@@ -124,17 +130,24 @@ class Grip:
         placed = self._group.cores() == cores or self._group.set_cores(cores)
         return self.set_paused(paused=paused) and placed
 
-    def hold(self) -> None:
+    def hold(self) -> bool:
         """Thaw without letting it run: every process is stopped by a signal first, which it meets before its next
         instruction. Otherwise it would run, maybe on memcached's cores, until the engine has frozen it again.
+
+        False where one may not be signalled (another user's, without CAP_KILL): then it stays frozen.
         """  # noqa: D205 -- the summary needs two lines
         if self._group is None:
-            return
-        for pid in self._group.pids():
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGSTOP)
-                self._held.append(pid)
+            return True
+        try:
+            for pid in self._group.pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    self._held.append(pid)
+        except OSError:
+            self.release()
+            return False
         self._group.thaw()
+        return True
 
     def release(self) -> None:
         """Take back the signal of `hold`."""

@@ -134,8 +134,8 @@ def _put_back(directory: Path, lock_path: Path, run: str, runtime: str) -> int:
                     return 0
             finally:
                 lock.release()
-        except (UserError, OSError) as error:  # OSError: our own words, which go to a disk that takes none
-            say(str(error))
+        except Exception as error:  # nobody else puts anything back: a full disk, no descriptor, no thread
+            say(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
         time.sleep(_RETRY_S)
     say("gave up; see `colocate restore`")
     return 1

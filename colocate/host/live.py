@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import threading
@@ -101,8 +102,9 @@ class LiveHost:
         self._searching: threading.Thread | None = None
         self._closed = threading.Event()
         self.problems: list[str] = []
+        self._unsaved, self._unsaved_why = False, ""  # whether what memcached had before us is not on disk
         self._timed = False
-        self._limit_s = self._begin_s = 0.0
+        self._limit_s, self._begin = 0.0, (0, 0.0, 0.0)
         self._main = threading.current_thread() is threading.main_thread()
         self._own = procfs.KeptFile("/proc/thread-self/schedstat")  # of the thread that decides
         if self._main:
@@ -132,6 +134,8 @@ class LiveHost:
             if alive and self._remember is not None:
                 masks = service.affinity.masks()
             self._still_shares(jobs, service.affinity)
+            if self._unsaved:
+                self._aside(self._save, "save-state")
         remarks, self._remarks = self._remarks, ()
         return Observation(
             time_s=now_s,
@@ -188,10 +192,10 @@ class LiveHost:
     def deadline(self, seconds: float) -> Iterator[None]:
         """Interrupt what it encloses by SIGALRM, again and again; outside the main thread, only find out afterwards.
 
-        Time in which this thread waited for a core does not count: a controller that is starved of CPU is no fault of
-        the policy's. Asleep is not waiting.
+        Time in which this thread waited for a core, or a hypervisor had taken the core away, does not count: a
+        controller that is starved of CPU is no fault of the policy's. Asleep is not waiting.
         """
-        self._limit_s, self._begin_s = seconds, self._progress_s()
+        self._limit_s, self._begin = seconds, self._progress()
         if self._main:
             self._timed = True
             signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
@@ -203,20 +207,27 @@ class LiveHost:
             finally:  # also where the alarm went off at the very end
                 if self._main:
                     signal.setitimer(signal.ITIMER_REAL, 0)
-        if (took_s := self._progress_s() - self._begin_s) > seconds:  # it has caught what the alarm raises
+        if (took_s := self._took_s()) > seconds:  # it has caught what the alarm raises
             raise OverrunError(f"the decision took {took_s:.3f} s")
 
     def _overrun(self, _signal: int, _frame: FrameType | None) -> None:
         if not self._timed:
             return
-        if (left_s := self._begin_s + self._limit_s - self._progress_s()) <= 0:
+        if (left_s := self._limit_s - self._took_s()) <= 0:
             raise OverrunError("the decision took longer than its deadline")
         signal.setitimer(signal.ITIMER_REAL, max(left_s, 1e-3), self._limit_s)
 
-    def _progress_s(self) -> float:
-        """A clock that stands still while this thread waits for a core."""
+    def _progress(self) -> tuple[int, float, float]:
+        """How often this thread has slept, its CPU time, and a clock that stands still while it waits for a core."""
         delay = procfs.run_delay(self._own.read())
-        return self.now() - (delay[1] / 1e9 if delay else 0.0)
+        slept = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        return slept, time.thread_time(), self.now() - (delay[1] / 1e9 if delay else 0.0)
+
+    def _took_s(self) -> float:
+        """How long the decision has taken; of one that has never slept, its CPU time is the truth."""
+        now = self._progress()
+        by = 1 if now[0] == self._begin[0] else 2
+        return now[by] - self._begin[by]
 
     def close(self, on_exit: OnExit) -> list[str]:
         """Memcached gets its cores back first, then the jobs end; idempotent."""
@@ -228,6 +239,7 @@ class LiveHost:
         except BaseException as error:
             self.problems.append(f"not everything is put back: {error!r}")
             raise
+        self.problems += [self._unsaved_why] if self._unsaved_why else []
         self._service.statistics.stop()
         self._service.latency.stop()
         self._monitor.close()
@@ -274,24 +286,39 @@ class LiveHost:
 
     def _search(self) -> None:
         """Look for a restarted memcached on a thread of its own."""
+        self._aside(self._find_again, "find-memcached")
+
+    def _aside(self, what: Callable[[], None], name: str) -> None:
+        """Do what may wait for a disk or for others on a thread of its own, one at a time."""
         if self._searching is not None and self._searching.is_alive():
             return
-        self._searching = threading.Thread(target=self._find_again, name="find-memcached", daemon=True)
-        self._searching.start()
+        thread = threading.Thread(target=what, name=name, daemon=True)
+        with suppress(RuntimeError):  # no thread can be had now: at a later tick
+            thread.start()
+            self._searching = thread
 
     def _find_again(self) -> None:
         found: ServiceProcess | None = find_again(self._service.ip, self._service.port, self._closed)
         if found is None or self._closed.is_set():
             return
         affinity = ServiceAffinity(found)
-        if self._remember is not None:
-            try:
-                self._remember(affinity)
-            except UserError as error:  # a full disk: pinned all the same
-                self.problems.append(str(error))
+        if not affinity.original:  # it has ended again, or cannot be looked at now: what was before must be known
+            return
         self._service.affinity = affinity
+        self._unsaved = self._remember is not None
+        self._save()
         self._look_s = float("-inf")  # whether sharing still has an effect, at the next tick
         self._doorbell.ring()
+
+    def _save(self) -> None:
+        """Have on disk what memcached had before us; where the disk takes nothing, it is pinned all the same."""
+        if self._unsaved and self._remember is not None:
+            try:
+                self._remember(self._service.affinity)
+            except UserError as error:
+                self._unsaved_why = str(error)
+            else:
+                self._unsaved, self._unsaved_why = False, ""
 
 
 def _with_priority() -> None:

@@ -62,6 +62,8 @@ class Lock:
         self._port = port
         self._fd = -1
         self._names: list[socket.socket] = []
+        # Both belong to whoever has a copy of the descriptor: a process that a policy forks would hold them for good.
+        os.register_at_fork(after_in_child=self.release)
 
     def acquire(self) -> None:
         """Take the lock; it is given up when the process ends, however it ends.

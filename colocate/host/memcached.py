@@ -120,6 +120,8 @@ class ServiceAffinity:
             PinError: it is there and has not got all of them back.
         """
         if not self.original:
+            if self.alive():
+                raise PinError(f"memcached (pid {self.process.pid}): what its threads had before is not known")
             return 0
         main = self.original.get(self.process.pid) or next(iter(self.original.values()))
         return self._settle(self.original, main, whole=False)

@@ -5,6 +5,7 @@ Descriptors stay open and nothing here waits, so that one sample of everything c
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -117,7 +118,7 @@ class _Threads:
         self._last: dict[int, tuple[KeptFile, tuple[int, int, int]]] = {}
         self._last_s = clock()
         self._looks = 0
-        self._lost = False
+        self._lost = self._unread = False
         self._cpu = self._wait = self._delay = (Signal(), 0.0)  # each with the time of its reading
 
     def sample(self) -> tuple[Signal, Signal, Signal]:
@@ -125,12 +126,14 @@ class _Threads:
         now_s = self._clock()
         seen: dict[int, tuple[KeptFile, tuple[int, int, int]]] = {}
         ran_ns = waited_ns = slices = compared = 0
+        unread, cut = False, self._unread  # a thread is there and cannot be read: what the others do is too little
         for tid in self._tids():
             known = self._last.get(tid)
             file = known[0] if known else KeptFile(f"{self._root}/proc/{self.pid}/task/{tid}/schedstat")
             now = procfs.run_delay(file.read())
             if now is None:
                 file.close()
+                unread |= os.path.exists(f"{self._root}/proc/{self.pid}/task/{tid}")  # noqa: PTH110  # needs no descriptor
                 continue
             seen[tid] = file, now
             if known and all(a >= b for a, b in zip(now, known[1], strict=True)):  # else: another thread, same id
@@ -138,13 +141,14 @@ class _Threads:
                 waited_ns += now[1] - known[1][1]
                 slices += now[2] - known[1][2]
                 compared += 1
-        self._lost = bool(self._last.keys() - seen.keys())
+        self._lost = unread or bool(self._last.keys() - seen.keys())
         for tid in self._last.keys() - seen.keys():
             self._last[tid][0].close()
         self._last = seen
         gap_ns = (now_s - self._last_s) * 1e9
         self._last_s = now_s
-        if compared and gap_ns > 0:
+        self._unread = unread
+        if compared and gap_ns > 0 and not (unread or cut):  # nor has it anything to be compared with the next time
             self._cpu = Signal(ran_ns / gap_ns, 0.0, compared), now_s
             self._wait = Signal(waited_ns / gap_ns, 0.0, compared), now_s
             if slices:

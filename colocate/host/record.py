@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from docker import APIClient
 from docker.types import LogConfig
 
@@ -19,6 +21,10 @@ class Record:
 
     Every method that calls the engine raises one of `ENGINE_ERRORS` where that refuses, and believes nothing new then.
 
+    Attributes:
+        asked_s: since when a start has not been answered, on the monotonic clock: it may have come through.
+        unseen: it has started, and its process is not known yet.
+
     Args:
         quick: a client with a short time-out, for ordinary calls.
         patient: one with a long time-out, for what waits for disks or processes.
@@ -30,7 +36,8 @@ class Record:
         self.id = ""
         self.cores = cores
         self.paused = False
-        self._asked = False  # to start, and not answered yet
+        self.asked_s: float | None = None
+        self.unseen = False
         self._started = _NEVER
         self._parent = parent
         self._quick = quick
@@ -58,19 +65,20 @@ class Record:
             made = self._patient.inspect_container(name)  # of an earlier try whose answer was lost
             if not labels.items() <= made["Config"]["Labels"].items():
                 raise
-        self.id, self._asked, self._started = made["Id"], False, _NEVER
+        self.id, self.asked_s, self.unseen, self._started = made["Id"], None, False, _NEVER
 
     def start(self) -> int:
         """Start it; its init's pid, 0 if that is over already.
 
         After a start that was not answered it is not started a second time if that one has come through.
         """
-        asked, self._asked = self._asked, True
-        state = self._patient.inspect_container(self.id)["State"] if asked else {}
+        state = self._patient.inspect_container(self.id)["State"] if self.asked_s is not None else {}
+        self.asked_s = self.asked_s or time.monotonic()
         if state.get("StartedAt", self._started) == self._started:
             self._patient.start(self.id)
+            self.unseen = True
             state = self._patient.inspect_container(self.id)["State"]
-        self._asked, self._started, self.paused = False, state["StartedAt"], False
+        self.asked_s, self.unseen, self._started, self.paused = None, False, state["StartedAt"], False
         return int(state["Pid"])
 
     def move(self, cores: CoreSet) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from colocate.errors import UserError
 from colocate.eventlog import SCHEDULER, Event, parse
 from colocate.host.engine import (
-    CALL_TIMEOUT_S,
     LONG_TIMEOUT_S,
+    START_TIMEOUT_S,
     client_from_env,
     connect,
     leftover_runs,
@@ -101,7 +101,7 @@ def remove_containers(run: str | None) -> tuple[list[str], list[str]]:
         what was removed, and what could not be; one line each.
     """
     try:
-        client = connect(client_from_env, CALL_TIMEOUT_S)  # an engine that hangs is soon told
+        client = connect(client_from_env, START_TIMEOUT_S)
     except UserError as error:
         return [], [f"containers are not looked for: {error}"]
     try:

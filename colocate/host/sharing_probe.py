@@ -29,6 +29,7 @@ from colocate.host.sharing import CannotShareError, Means, Sharing, remove_group
 
 _CYCLES = 60  # of 1.8 ms
 _TRIES = 3
+_REST_S = 0.3  # before the second try, twice that before the third: what disturbs one lasts for a while
 _SETTLE_S = 0.01
 _ALONE_S, _BESIDE_S, _LOOK_S, _ASK_EVERY_S = 0.06, 0.1, 0.01, 0.001
 _PATIENCE_S = 20.0  # an emulated machine takes a while to start a process
@@ -128,8 +129,9 @@ class Probe:
 
     def sleeper(self, cores: CoreSet) -> Sleeper:
         """What the sleeper meets, alone and then beside the spinner on the same core; tried again if it is not well."""
-        found = []
+        found: list[Sleeper] = []
         for core in itertools.islice(itertools.cycle(sorted(cores, reverse=True)), _TRIES):
+            time.sleep(_REST_S * len(found))
             for worker in (self._sleeper, self._spinner):
                 _pin(worker.pid, core)
             alone_us, _ = self._late_us()
@@ -152,7 +154,8 @@ class Probe:
         found = Service(None, None, None)
         try:
             with _client(address) as client:
-                for _ in range(_TRIES):
+                for number in range(_TRIES):
+                    time.sleep(_REST_S * number)
                     alone = self._watch(monitor, service_pid, client, _ALONE_S, Service(None, None, None))
                     self._run_spinner(on=True)
                     try:

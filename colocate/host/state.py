@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from colocate.errors import UserError
+from colocate.host.cgroup import hierarchies
 from colocate.trust import check_directory, read_trusted
 
 VERSION = 3
@@ -74,7 +75,8 @@ def _check(saved: Saved) -> None:
     if "\0" in saved.log:
         raise ValueError(f"log {saved.log!r}")
     for path in saved.groups:
-        if not path.startswith("/sys/fs/cgroup/") or ".." in path or "\0" in path:
+        below = any(Path(path).is_relative_to(mount) for mount in hierarchies())
+        if not below or "colocate" not in Path(path).name or ".." in path or "\0" in path:
             raise ValueError(f"group {path!r}")
 
 
@@ -99,7 +101,9 @@ class StateFile:
 
         Raises:
             UserError: the directory cannot be written.
+            ValueError: it could not be read again.
         """
+        _check(saved)
         try:
             with self._lock:
                 data = {"version": VERSION, **asdict(saved)}
@@ -136,7 +140,9 @@ class StateFile:
             return None
         except PermissionError as error:
             raise UserError(f"{self.path}: {error.strerror}", "ask as the user of that run, or as root") from error
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except OSError as error:  # it may be as it was written: no descriptor is free, say
+            raise UserError(f"{self.path}: {error.strerror}", "try again") from error
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CorruptStateError(f"{self.path} makes no sense: {type(error).__name__}: {error}", _UNKNOWN) from error
         return saved if saved.boot_id == boot_id() else None
 

@@ -178,12 +178,14 @@ class Proxy:
     Attributes:
         delay_s: so long every request waits that begins with `slow`: a method, or nothing for all.
         broken: every request is answered by 500.
+        unanswered: in the first line of requests that are passed on and not answered as long as this stands.
         deaf: what the engine says on connections that follow its events is swallowed, and they stay open.
     """
 
     def __init__(self, path: Path, engine: Path) -> None:
         self.delay_s, self.slow = 0.0, b""
         self.broken = self.deaf = False
+        self.unanswered = b""
         self._path, self._engine = path, engine
         self._closing = False
         self._listen()
@@ -221,10 +223,10 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         engine = socket.socket(socket.AF_UNIX)
-        events = threading.Event()
+        events, mute = threading.Event(), threading.Event()
         with client, engine, contextlib.suppress(OSError):
             engine.connect(str(self._engine))
-            threading.Thread(target=self._answers, args=(engine, client, events), daemon=True).start()
+            threading.Thread(target=self._answers, args=(engine, client, events, mute), daemon=True).start()
             while data := client.recv(65536):
                 if b"/events?" in data.split(b"\r\n", 1)[0]:
                     events.set()
@@ -235,13 +237,19 @@ class Proxy:
                         head.encode() + b"Content-Type: application/json\r\nConnection: close\r\n\r\n" + body
                     )
                     return
+                if self.unanswered and self.unanswered in data.split(b"\r\n", 1)[0]:
+                    mute.set()
                 if data.startswith(self.slow):
                     time.sleep(self.delay_s)
                 engine.sendall(data)
 
-    def _answers(self, engine: socket.socket, client: socket.socket, events: threading.Event) -> None:
+    def _answers(
+        self, engine: socket.socket, client: socket.socket, events: threading.Event, mute: threading.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := engine.recv(65536):
+                while mute.is_set() and self.unanswered:
+                    time.sleep(0.01)
                 if not (self.deaf and events.is_set()):
                     client.sendall(data)
             client.shutdown(socket.SHUT_RDWR)
@@ -255,7 +263,7 @@ def proxied(engine: Path = Path("/var/run/docker.sock")) -> Iterator[Proxy]:
     try:
         yield proxy
     finally:
-        proxy.broken, proxy.delay_s = False, 0.0
+        proxy.broken, proxy.delay_s, proxy.unanswered = False, 0.0, b""
         with contextlib.suppress(OSError):
             proxy.remove()
         shutil.rmtree(directory, ignore_errors=True)

@@ -172,6 +172,26 @@ def test_of_an_engine_in_trouble_nothing_depends_but_its_record(
     assert stage.watchman.left() == []
 
 
+def test_a_job_whose_start_is_not_answered_makes_way_for_memcached_all_the_same(docker_stage: Stage) -> None:
+    stage, server = docker_stage, docker_stage.server
+    with proxied() as proxy, pressing(server.port) as press:
+        stage.env, proxy.unanswered = {"DOCKER_HOST": proxy.url}, b"/start"
+        with stage.begin({"job": "spin 1"}, *FOLLOW) as run:
+            with stage.injected(13) as fault:
+                eventually(stage.watchman.jobs, "the job runs, and nobody has said so")
+                press.put(1.0)
+                eventually(lambda: held(server) == ALL, "memcached has all cores")
+                time.sleep(3.0)  # the watchman sees it if the job runs on beside
+                assert "start job" not in run.log
+                proxy.unanswered = b""
+                press.put(0.0)
+                fault.over()
+                run.until("start job")
+                fault.recovered()
+            assert run.end(signal.SIGTERM) == 143
+    assert stage.watchman.left() == []
+
+
 def test_what_no_event_tells_is_noticed_all_the_same(docker_stage: Stage) -> None:
     """The engine's events are swallowed for good: an end shows by the kernel, a container that waits in a listing."""
     stage = docker_stage
