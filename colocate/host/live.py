@@ -239,6 +239,9 @@ class LiveHost:
         except BaseException as error:
             self.problems.append(f"not everything is put back: {error!r}")
             raise
+        finally:
+            with suppress(PermissionError):  # somebody may have made it nicer meanwhile
+                os.setpriority(os.PRIO_PROCESS, 0, self._niceness)
         self.problems += [self._unsaved_why] if self._unsaved_why else []
         self._service.statistics.stop()
         self._service.latency.stop()
@@ -246,8 +249,6 @@ class LiveHost:
         self._own.close()
         if self._searching is not None:
             self._searching.join(timeout=1.0)
-        with suppress(PermissionError):  # somebody may have made it nicer meanwhile
-            os.setpriority(os.PRIO_PROCESS, 0, self._niceness)
         return self.problems
 
     def _put_back(self, on_exit: OnExit) -> None:
