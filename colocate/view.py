@@ -349,7 +349,8 @@ class View:
         """Whether memcached uses a fifth more CPU, and a tenth of a core, than at some time in the last `seconds`."""
         uses = self.recent("cpu_cores", seconds)
         if len(uses) == 1:  # ticks are further apart than that: since the one before
-            uses = self.series["cpu_cores"].values[: self.series["cpu_cores"].length][-2:]
+            series = self.series["cpu_cores"]
+            uses = series.values[max(0, series.length - 2) : series.length]
         return bool(uses) and uses[-1] > max(_RISE * (least := min(uses)), least + _RISE_CORES)
 
     def recent(self, name: str, seconds: float) -> list[float]:

@@ -74,8 +74,9 @@ def _check(saved: Saved) -> None:
         raise ValueError(f"run {saved.run!r}")
     if "\0" in saved.log:
         raise ValueError(f"log {saved.log!r}")
+    mounts = hierarchies() if saved.groups else []
     for path in saved.groups:
-        below = any(Path(path).is_relative_to(mount) for mount in hierarchies())
+        below = any(Path(path).is_relative_to(mount) for mount in mounts)
         if not below or "colocate" not in Path(path).name or ".." in path or "\0" in path:
             raise ValueError(f"group {path!r}")
 
