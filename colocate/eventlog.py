@@ -24,6 +24,7 @@ from colocate.errors import UserError
 
 SCHEDULER = "scheduler"
 SERVICE = "memcached"
+SIMULATED = "simulated on "  # so begins the remark in the log of a simulated run that names its calibration
 KINDS = frozenset({"start", "end", "update_cores", "pause", "unpause", "custom"})
 
 _NAME = r"[a-z][a-z0-9_-]*"

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from colocate import mcperf
 from colocate.errors import UserError
-from colocate.eventlog import SERVICE, Log, parse
+from colocate.eventlog import SERVICE, SIMULATED, Log, parse
 from colocate.jobs import JobSpec, load_catalogue
 from colocate.report.grade import HOUR_S, Grade, Interval, grade, graded_run, reported_intervals
 from colocate.report.summary import Summary
 from colocate.report.suspicions import suspicions
 from colocate.sim.calibration import Calibration, calibration_names, load_calibration
 from colocate.sim.reenact import recorded_moves, reenact
-from colocate.sim.run import SIMULATED, Setup
+from colocate.sim.run import Setup
 from colocate.sim.traces import Trace
 from colocate.view import Slo
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from colocate import mcperf
 from colocate.controller import Controller
@@ -21,7 +21,6 @@ from colocate.cores import CoreSet, format_ranges
 from colocate.errors import UserError
 from colocate.eventlog import SchedulerLogger, parse
 from colocate.host.cgroup import JobCgroup
-from colocate.host.containers import ContainerRuntime
 from colocate.host.find import find, local_address
 from colocate.host.guard import LOG as GUARD_LOG
 from colocate.host.guard import Guard
@@ -48,12 +47,13 @@ from colocate.regulator import Limits
 from colocate.report.grade import Interval, grade, probed_intervals, reported_intervals
 from colocate.report.summary import Summary, deciders, policy_faults, summarize
 from colocate.signals import signals
-from colocate.sim.calibration import load_calibration
-from colocate.sim.profile import profile
 from colocate.status import Watch
 from colocate.swap import controlled
 from colocate.topology import Topology, read_topology
 from colocate.view import Slo
+
+if TYPE_CHECKING:
+    from colocate.sim.calibration import Calibration
 
 _MEASURED = Path("this-machine.toml")  # what `colocate calibrate` has written in the working directory
 _FIRST_S = 2.0  # memcached answers within that, or it is asked again by and by
@@ -209,7 +209,7 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
     Raises:
         UserError: something is wrong; then nothing has been touched.
     """
-    calibration = load_calibration(_MEASURED.stem) if _MEASURED.is_file() else None
+    calibration = _measured()
     jobs = load_catalogue(settings.jobs)
     if calibration is not None:
         jobs = calibration.informed(jobs)
@@ -283,6 +283,8 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
         try:
             known = None
             if calibration is not None:
+                from colocate.sim.profile import profile
+
                 threads = statistics.sample().threads or calibration.scenario.memcached_threads
                 known = profile(calibration.service, threads, settings.slo.percentile, len(topology.cores))
             controller = Controller(
@@ -312,6 +314,15 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             guard.end(all_is_back=not state.path.exists())
         lock.release()
         until_end.close()
+
+
+def _measured() -> Calibration | None:
+    """What `colocate calibrate` has found of this machine, if it has; without, nothing of the model is loaded."""
+    if not _MEASURED.is_file():
+        return None
+    from colocate.sim.calibration import load_calibration
+
+    return load_calibration(_MEASURED.stem)
 
 
 def _guard(settings: Settings, directory: Path, lock: Path, run: str) -> Guard | None:
@@ -363,6 +374,8 @@ def _runtime(settings: Settings, run_id: str, doorbell: Doorbell, sharing: Shari
     if settings.dry_run:
         return PretendRuntime(doorbell.ring)
     if settings.runtime == "docker":
+        from colocate.host.containers import ContainerRuntime  # Docker's client takes long to load
+
         return ContainerRuntime(run_id, doorbell.ring, sharing=sharing)
     return ProcessRuntime(run_id, doorbell.ring, sharing=sharing)
 

@@ -347,8 +347,8 @@ may_use_docker() { [[ $engine = answers || $uid = 0 || -n ${DOCKER_HOST:-} ]] ||
 
 image_is_current() {
   [[ $engine = answers ]] && venv_ready && with_engine "$venv/bin/python" -B -c '
-import sys, docker, colocate_workloads
-sys.exit(not colocate_workloads.image_is_current(docker.from_env()))' 2>/dev/null
+import sys, docker, colocate_workloads.image
+sys.exit(not colocate_workloads.image.image_is_current(docker.from_env()))' 2>/dev/null
 }
 
 report_all() {

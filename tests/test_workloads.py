@@ -17,7 +17,8 @@ import colocate_workloads
 import docker
 import psutil
 import pytest
-from colocate_workloads import IMAGE, LABEL, SOURCES, BuildError, binaries, build_image, image_archive, image_is_current
+from colocate_workloads import IMAGE, SOURCES, BuildError, binaries
+from colocate_workloads.image import LABEL, build_image, image_archive, image_is_current
 from docker.models.containers import Container
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 

@@ -1,4 +1,4 @@
-"""Small multi-threaded batch kernels in C: built once a machine, and made into one image that nothing is pulled for.
+"""Small multi-threaded batch kernels in C: built once a machine, and made into one image (`image.py`).
 
 The kernels have the names and the command line of the PARSEC images (`run.c`), so that moving to those changes only
 the image's name. This package knows nothing of colocate.
@@ -6,29 +6,20 @@ the image's name. This package knows nothing of colocate.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import os
 import platform
 import shutil
 import stat
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import docker
-import docker.errors
-from docker.models.images import Image
-
 SOURCES = Path(__file__).resolve().parent
 IMAGE = "colocate/workloads"
-LABEL = "colocate.workloads"  # on the image: the hash of the sources it was made from
 FLAGS = ("-O2", "-std=gnu11", "-ffp-contract=off", "-pthread", "-static", "-Wall", "-Wextra", "-Werror=implicit")
-_NOT_IN_IMAGE = frozenset({"loadgen"})  # no batch job
 
 
 class BuildError(Exception):
@@ -44,8 +35,8 @@ def binaries() -> Path:
     Raises:
         BuildError: there is no compiler, no static C library, or no place to build in.
     """
-    sources = _sources()
-    digest = _digest(sources)
+    sources = kernel_sources()
+    digest = digest_of(sources)
     reasons = []
     for cache in (_user_cache, _temporary_cache):
         try:
@@ -59,75 +50,12 @@ def binaries() -> Path:
     raise BuildError(f"nowhere to build the kernels ({', '.join(reasons)}); set XDG_CACHE_HOME to a writable directory")
 
 
-def image_archive() -> bytes:
-    """The image's root file system as a tar archive: /parsec with `run` and the kernels, and /tmp.
-
-    Raises:
-        BuildError: as `binaries()`.
-    """
-    directory = binaries()
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, mode in (("parsec", 0o755), ("tmp", 0o1777)):
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.mode = tarfile.DIRTYPE, mode
-            archive.addfile(entry)
-        for source in _image_sources():
-            data = (directory / source.stem).read_bytes()
-            entry = tarfile.TarInfo(f"parsec/{source.stem}")
-            entry.size, entry.mode = len(data), 0o755
-            archive.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def image_is_current(client: docker.DockerClient) -> bool:
-    """Whether the engine has the image, made from these very sources.
-
-    Raises:
-        docker.errors.DockerException: the engine cannot be reached or refuses.
-    """
-    image = _image(client)
-    return image is not None and _is_current(image)
-
-
-def build_image(client: docker.DockerClient) -> str:
-    """Make the image unless it is current; returns its id. An older one goes, unless a container still uses it.
-
-    Raises:
-        BuildError: as `binaries()`.
-        docker.errors.DockerException: the engine cannot be reached or refuses.
-    """
-    old = _image(client)
-    if old is not None and _is_current(old):
-        return str(old.id)
-    changes = ["WORKDIR /parsec", f"LABEL {LABEL}={_digest(_image_sources())}"]
-    client.api.import_image_from_data(image_archive(), repository=IMAGE, tag="latest", changes=changes)
-    if old is not None:
-        with contextlib.suppress(docker.errors.APIError):  # in use, or gone already
-            client.images.remove(str(old.id))
-    return str(client.images.get(IMAGE).id)
-
-
-def _image(client: docker.DockerClient) -> Image | None:
-    try:
-        return client.images.get(IMAGE)
-    except docker.errors.ImageNotFound:
-        return None
-
-
-def _is_current(image: Image) -> bool:
-    return bool(image.labels.get(LABEL) == _digest(_image_sources()))
-
-
-def _sources() -> list[Path]:
+def kernel_sources() -> list[Path]:
+    """One file for each kernel."""
     return sorted(SOURCES.glob("*.c"))
 
 
-def _image_sources() -> list[Path]:
-    return [source for source in _sources() if source.stem not in _NOT_IN_IMAGE]
-
-
-def _digest(sources: Iterable[Path]) -> str:
+def digest_of(sources: Iterable[Path]) -> str:
     """A name for what these sources make: they, the headers, the flags and the kind of machine."""
     digest = hashlib.sha256(repr((platform.machine(), FLAGS)).encode())
     for path in (*sources, *sorted(SOURCES.glob("*.h"))):

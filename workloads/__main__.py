@@ -7,7 +7,8 @@ import sys
 
 import docker
 import docker.errors
-from colocate_workloads import IMAGE, BuildError, binaries, build_image, image_is_current
+from colocate_workloads import IMAGE, BuildError, binaries
+from colocate_workloads.image import build_image, image_is_current
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from colocate.cli.progress import reporting
-from colocate.cli.report import check_report
+from colocate.cli.report_option import check_report
 from colocate.cli.run import add_run_options, conclude, dashboard, run_shown, settings_from
 from colocate.demo import IP, background_load, choose_runtime, private_memcached, scaled_load
 from colocate.jobs import load_catalogue

@@ -15,6 +15,7 @@ from rich.text import Text
 from colocate import mcperf
 from colocate.cli import options
 from colocate.cli.progress import reporting
+from colocate.cli.report_option import check_outputs
 from colocate.errors import UserError, needs
 from colocate.eventlog import Log, parse
 from colocate.host.runtime import Progress
@@ -78,7 +79,7 @@ def report_command(args: argparse.Namespace) -> int:
     figures = {kind: path for kind in ("a", "b", "moves") if (path := getattr(args, f"figure_{kind}"))}
     quiet = args.json or Path("-") in {args.csv, args.latex}
     wished = parse_colours(args.colour)
-    _check_outputs([*figures.values(), args.html, args.csv, args.latex])
+    check_outputs([*figures.values(), args.html, args.csv, args.latex])
     if args.json + [args.csv, args.latex].count(Path("-")) > 1:
         raise UserError("two documents on standard output", "give a file to one of --json, --csv - and --latex -")
     if figures:
@@ -110,40 +111,6 @@ def report_command(args: argparse.Namespace) -> int:
     if args.html:
         write_text(args.html, page(records, colours))
     return int(any(not one.counts for one in found))
-
-
-def add_report_option(parser: argparse.ArgumentParser) -> None:
-    """The option of a command that runs something."""
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write the report of the run at its end")
-
-
-def check_report(path: Path | None) -> None:
-    """Whether a report can be written there at the end; for before the beginning.
-
-    Raises:
-        UserError: it cannot, and why.
-    """
-    if path is None:
-        return
-    if path.suffix.lower() not in {".html", ".htm"}:
-        raise UserError(f"--report {path}: no page", "give a name that ends in .html")
-    _check_outputs([path])
-    with needs("report"):
-        import jinja2  # noqa: F401 -- whether it is there
-        import plotly  # type: ignore[import-untyped]  # noqa: F401
-
-
-def write_report(path: Path | None, summary: Summary) -> None:
-    """Write the report of a run that has just ended; where that fails, say so: the run itself is over."""
-    if path is None:
-        return
-    from colocate.report.page import page
-
-    load = summary["mcperf"]
-    try:
-        write_text(path, page([load_record(Path(summary["log"]), Path(load) if load else None)]))
-    except UserError as error:
-        sys.stderr.write(f"colocate: warning: no report: {error}\n")
 
 
 def _read(args: argparse.Namespace, console: Console, progress: Progress) -> Iterator[Record]:
@@ -265,16 +232,6 @@ def _print_check(found: Checked, console: Console) -> None:
 def _line(console: Console, text: str, style: str = "") -> None:
     """A line with others' words in it, as they are."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
-
-
-def _check_outputs(paths: Sequence[Path | None]) -> None:
-    for path in paths:
-        if path is None or str(path) == "-":
-            continue
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.parent}", "make it, or give another")
-        if path.is_dir():
-            raise UserError(f"{path}: a folder", "give a file")
 
 
 def _write(path: Path | None, table: Callable[[Sequence[Summary]], str], runs: Sequence[Summary]) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from colocate.cli import options
 from colocate.cli.progress import RunView, reporting
-from colocate.cli.report import add_report_option, check_report, write_report
+from colocate.cli.report_option import add_report_option, check_report, write_report
 from colocate.errors import UserError
 from colocate.host.state import default_directory
 from colocate.loop import Ending

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from colocate.cli import options
 from colocate.cli.progress import RunView
-from colocate.cli.report import add_report_option, check_report, write_report
+from colocate.cli.report_option import add_report_option, check_report, write_report
 from colocate.policy import choose
 from colocate.report.summary import print_summary, to_json, write_summary
 from colocate.signals import signals

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import colocate_workloads
 import docker
 import docker.errors
 import docker.utils
 import requests
+from colocate_workloads import IMAGE, BuildError
+from colocate_workloads.image import build_image
 
 from colocate.errors import UserError
 from colocate.host.cgroup import JobCgroup
@@ -91,14 +92,14 @@ def prepare_images(client: docker.DockerClient, jobs: Sequence[JobSpec], progres
     first_user = {job.image: job.name for job in reversed(jobs)}
     for image, job in first_user.items():
         try:
-            if image.removesuffix(":latest") == colocate_workloads.IMAGE:
+            if image.removesuffix(":latest") == IMAGE:
                 progress(f"image {image}", 0.0)
-                colocate_workloads.build_image(client)
+                build_image(client)
             elif not _present(client, image):
                 for share in _pull(client, image):
                     progress(f"pull {image}", share)
             progress(f"image {image}", 1.0)
-        except colocate_workloads.BuildError as error:
+        except BuildError as error:
             raise UserError(f"image {image} of job {job} cannot be built: {error}") from error
         except ENGINE_ERRORS as error:
             raise UserError(

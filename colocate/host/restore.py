@@ -7,14 +7,6 @@ from pathlib import Path
 
 from colocate.errors import UserError
 from colocate.eventlog import SCHEDULER, Event, parse
-from colocate.host.engine import (
-    LONG_TIMEOUT_S,
-    START_TIMEOUT_S,
-    client_from_env,
-    connect,
-    leftover_runs,
-    remove_leftovers,
-)
 from colocate.host.lock import goes_on
 from colocate.host.memcached import PinError, restore_from
 from colocate.host.proctree import kill_leftovers, marked_runs
@@ -100,6 +92,16 @@ def remove_containers(run: str | None) -> tuple[list[str], list[str]]:
     Returns:
         what was removed, and what could not be; one line each.
     """
+    # Docker's client takes long to load, and runs of plain processes are put back without it.
+    from colocate.host.engine import (
+        LONG_TIMEOUT_S,
+        START_TIMEOUT_S,
+        client_from_env,
+        connect,
+        leftover_runs,
+        remove_leftovers,
+    )
+
     try:
         client = connect(client_from_env, START_TIMEOUT_S)
     except UserError as error:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from colocate.cores import CoreSet
-from colocate.host.engine import cgroup_driver
 from colocate.host.sharing import CannotShareError, Driver, Sharing, choose_here
 from colocate.host.sharing_probe import Probe, Service, Sleeper
 
@@ -84,6 +83,8 @@ def driver(runtime: str) -> Driver:
     """
     if runtime == "process":
         return "process"
+    from colocate.host.engine import cgroup_driver  # Docker's client takes long to load
+
     match cgroup_driver():
         case "cgroupfs":
             return "cgroupfs"

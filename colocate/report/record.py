@@ -12,7 +12,7 @@ from typing import Any
 
 from colocate import mcperf
 from colocate.errors import UserError
-from colocate.eventlog import Log, parse
+from colocate.eventlog import SIMULATED, Log, parse
 from colocate.metrics import Metrics, fits, metrics_path, read_run
 from colocate.report.grade import (
     Grade,
@@ -27,7 +27,6 @@ from colocate.report.grade import (
 from colocate.report.summary import Summary, summarize, summary_path
 from colocate.report.timeline import Timeline, timeline
 from colocate.shadow import Difference
-from colocate.sim.run import SIMULATED
 from colocate.view import Slo
 
 

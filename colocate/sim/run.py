@@ -10,7 +10,7 @@ from pathlib import Path
 
 from colocate import mcperf
 from colocate.controller import Controller
-from colocate.eventlog import SchedulerLogger
+from colocate.eventlog import SIMULATED, SchedulerLogger
 from colocate.jobs import JobSpec
 from colocate.loop import Ending, run
 from colocate.metrics import MetricsWriter, first_record, metrics_path
@@ -27,7 +27,6 @@ from colocate.topology import Topology
 from colocate.view import Profile, Slo
 
 BEGIN = datetime(2026, 1, 1)  # every simulated run begins then, so that the same seed gives the same bytes
-SIMULATED = "simulated on "  # so begins the remark in the log that names the calibration
 
 
 @dataclass(frozen=True, slots=True)
