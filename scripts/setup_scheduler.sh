@@ -13,9 +13,10 @@ Sets up what is missing for colocate: Docker Engine, memcached, a C compiler and
 packages, the package itself in .venv, the batch kernels and their image. What is there is left as it is.
 
   demo [ARG...]  set up, then `colocate demo ARG...`
-  test [ARG...]  set up, then ruff, mypy, import-linter and `pytest ARG...`; that needs three things more: sudo, where
-                 root runs this; Debian's chromium and chromium-driver (not on Ubuntu, where Chromium is a snap); and
-                 promtool, out of the package prometheus into .venv, so that no Prometheus server is started here
+  test [ARG...]  set up, then ruff, mypy, import-linter and pytest: the tests of no machine on all cores at once, then
+                 those of this one, one after another; with ARG... only `pytest ARG...`. That needs three things more:
+                 sudo, where root runs this; Debian's chromium and chromium-driver (not on Ubuntu, where Chromium is a
+                 snap); and promtool, out of the package prometheus into .venv, so that no Prometheus server is started
   --check        change nothing; tell what is there and what would be done; exit code 1 if something is missing
   --no-docker    leave Docker alone; batch jobs run as plain processes
 
@@ -389,8 +390,15 @@ run_tests() {
     "$venv/bin/"$tool || failed+=" $tool,"
   done
   if [[ -n $failed ]]; then say "failed so far:${failed%,}; the exit code will tell"; fi
-  say "pytest"
-  with_engine "$venv/bin/pytest" "${arguments[@]}" || code=$?
+  if ((${#arguments[@]})); then
+    say "pytest"
+    with_engine "$venv/bin/pytest" "${arguments[@]}" || code=$?
+  else
+    say "pytest: the tests of no machine"
+    with_engine "$venv/bin/pytest" -n logical --maxprocesses 8 --dist loadfile -m 'not live' || code=$?
+    say "pytest: the tests of this machine"
+    with_engine "$venv/bin/pytest" -m live || code=$?
+  fi
   if ((code == 0)) && [[ -n $failed ]]; then code=1; fi
   exit "$code"
 }

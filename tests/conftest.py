@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.faults.ledger import Injection, table
 
 # No test fails for slowness alone: an emulated machine is slow.
 # `make faults` explores; the gate tries the same examples each time, so that a change fails for what it changes.
@@ -17,6 +22,52 @@ settings.register_profile(
     "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="FAULTS" not in os.environ
 )
 settings.load_profile("unhurried")
+
+_LEDGER = pytest.StashKey[list[Injection]]()
+_NOTES = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_LEDGER], config.stash[_NOTES] = [], []
+
+
+@pytest.fixture
+def ledger(pytestconfig: pytest.Config) -> list[Injection]:
+    """Append an `Injection` for each fault injected; one that did not hold is appended, too, before the test fails."""
+    return pytestconfig.stash[_LEDGER]
+
+
+@pytest.fixture
+def notes(pytestconfig: pytest.Config) -> list[str]:
+    """Lines for below the table: what else was measured."""
+    return pytestconfig.stash[_NOTES]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    if hasattr(config, "workeroutput"):  # one of several processes (pytest-xdist), which tell by plain values
+        config.workeroutput["faults"] = [astuple(one) for one in config.stash[_LEDGER]], config.stash[_NOTES]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    injected, notes = getattr(node, "workeroutput", {}).get("faults", ((), ()))
+    node.config.stash[_LEDGER] += [Injection(*one) for one in injected]
+    node.config.stash[_NOTES] += notes
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    injected, notes = config.stash[_LEDGER], config.stash[_NOTES]
+    if "FAULTS_LEDGER" in os.environ:  # of several sessions, which the last one tells of
+        book = Path(os.environ["FAULTS_LEDGER"])
+        earlier = json.loads(book.read_text() or "[[], []]")
+        injected, notes = [*(Injection(*one) for one in earlier[0]), *injected], [*earlier[1], *notes]
+        book.write_text(json.dumps([[astuple(one) for one in injected], notes]))
+    if injected:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(table(injected))
+        for line in notes:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

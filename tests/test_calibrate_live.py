@@ -17,6 +17,8 @@ from colocate.simulation import SimSettings, graded, setup
 from tests.live import catalogue, colocate, masks
 from tests.memcached_fixture import eventually, running_memcached
 
+pytestmark = pytest.mark.live
+
 
 @pytest.fixture
 def server():

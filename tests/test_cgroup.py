@@ -12,6 +12,8 @@ import pytest
 
 from colocate.host.cgroup import JobCgroup, directory, make
 
+pytestmark = pytest.mark.live
+
 V1 = """\
 22 1 0:20 / /proc rw,relatime - proc proc rw
 31 22 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755

@@ -14,6 +14,8 @@ import pytest
 from colocate.host.live import Doorbell, LiveHost
 from colocate.regulator import OverrunError
 
+pytestmark = pytest.mark.live
+
 LIMIT_S = 0.2
 
 

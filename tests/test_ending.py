@@ -14,6 +14,8 @@ from colocate.errors import UserError
 from colocate.host.live import Doorbell, LiveHost
 from colocate.signals import signals
 
+pytestmark = pytest.mark.live
+
 
 def test_a_second_signal_ends_nothing_although_nobody_reads_what_we_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with `colocate run 2>&1 | tee log` and two Ctrl-C, which end `tee` first."""

@@ -23,6 +23,8 @@ from colocate.host.proctree import marked
 from tests.live import Run, catalogue, colocate, masks, over, running
 from tests.memcached_fixture import Memcached, eventually, running_memcached
 
+pytestmark = pytest.mark.live
+
 WHOLE_CORES = ("--policy", "static", "--no-share")
 
 

@@ -28,6 +28,8 @@ from tests.calibrations import small
 from tests.live import masks
 from tests.memcached_fixture import DEADLINE_S, running_memcached
 
+pytestmark = pytest.mark.live
+
 ONE = frozenset({0})
 TWO = frozenset({0, 1})
 SHORT = JobSpec("one", "nothing:1", ("sleep", "0.6"))

@@ -21,6 +21,8 @@ from colocate.host.find import ServiceProcess, find, find_again, local_address
 from colocate.host.memcached import PinError, ServiceAffinity, restore_from
 from tests.memcached_fixture import DEADLINE_S, Memcached, eventually, free_port, running_memcached
 
+pytestmark = pytest.mark.live
+
 ALL = frozenset(os.sched_getaffinity(0))
 ONE = frozenset({min(ALL)})
 OTHER = frozenset({max(ALL)})

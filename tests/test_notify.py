@@ -14,6 +14,8 @@ from colocate.host.notify import ALIVE_S, Notifier
 from tests.live import catalogue, running
 from tests.memcached_fixture import DEADLINE_S, running_memcached
 
+pytestmark = pytest.mark.live
+
 
 @pytest.fixture(params=["a path", "an abstract name"])
 def manager(request, tmp_path):

@@ -26,6 +26,8 @@ from tests.live import masks, one_mask
 from tests.memcached_fixture import DEADLINE_S, Memcached, eventually, running_memcached
 from tests.users import AS_ROOT, User, throw_away_user
 
+pytestmark = pytest.mark.live
+
 PAGE = (Path(__file__).parents[1] / "docs/operations.md").read_text(encoding="utf-8")
 SUDO_RULE = re.search(r"NOPASSWD: (/usr/bin/taskset .*)\n", PAGE)[1]
 

@@ -25,6 +25,8 @@ from tests.faults.engine import proxied
 from tests.live import catalogue, colocate, running
 from tests.memcached_fixture import eventually, running_memcached
 
+pytestmark = pytest.mark.live
+
 
 @pytest.fixture
 def slow_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

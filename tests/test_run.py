@@ -17,6 +17,8 @@ from tests.live import catalogue, colocate, masks, one_mask
 from tests.live import running as running_with
 from tests.memcached_fixture import eventually, running_memcached
 
+pytestmark = pytest.mark.live
+
 KERNEL = "./run -a run -S {} -p {} -i test -n {{threads}}"
 SUITES = {"blackscholes": "parsec", "canneal": "parsec", "streamcluster": "parsec", "radix": "splash2x"}
 FOUR = {name: KERNEL.format(suite, name) for name, suite in SUITES.items()}

@@ -31,6 +31,8 @@ from colocate.host.sharing_proof import driver
 from colocate.jobs import JobEvent, JobEventKind, JobSpec
 from colocate.testing import JobScript, ScriptedRuntime
 
+pytestmark = pytest.mark.live
+
 PATIENCE_S = 60.0  # an emulated machine is ten times slower than a real one
 ALL = frozenset(sorted(os.sched_getaffinity(0))[:8])
 A, B = frozenset({min(ALL)}), frozenset({max(ALL)})

@@ -9,6 +9,8 @@ from colocate.session import Settings
 from tests.live import catalogue, masks, one_mask
 from tests.memcached_fixture import running_memcached
 
+pytestmark = pytest.mark.live
+
 FIRST, LAST = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
 
 

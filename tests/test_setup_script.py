@@ -69,7 +69,7 @@ SHIMS = {
     "usermod": 'touch "$STATE/joined"',
     "systemctl": '("$COLOCATE_ROOT/usr/sbin/dockerd" >/dev/null 2>&1 </dev/null &)',
     "mypy": "echo 'mypy speaks'; [[ ! -e $STATE/mypy-fails ]]",
-    "pytest": "echo '3 passed in 0.01s'; exit ${PYTEST_CODE:-0}",
+    "pytest": """echo '3 passed in 0.01s'; [[ "$*" != *"${PYTEST_FAILS:-none}" ]] || exit 1; exit ${PYTEST_CODE:-0}""",
     "colocate": "exit 7",
 }
 SHIM = f"""#!{shutil.which("bash")}
@@ -481,3 +481,15 @@ def test_a_failed_linter_is_remembered_past_pytest(machine: Machine) -> None:
     assert "failed so far: mypy" in done.stderr
     assert done.stdout.splitlines()[-1] == "3 passed in 0.01s"
     assert machine.run("test", PYTEST_CODE="5").returncode == 5
+
+
+def test_without_arguments_only_what_touches_no_machine_runs_at_once_and_either_part_can_fail(machine: Machine) -> None:
+    machine.with_all()
+    assert machine.run("test").returncode == 0
+    assert machine.calls("pytest") == [
+        "pytest -n logical --maxprocesses 8 --dist loadfile -m not\\ live", "pytest -m live",
+    ]  # fmt: skip
+    for part in ("not live", "-m live"):
+        done = machine.run("test", PYTEST_FAILS=part)
+        assert done.returncode == 1, part
+        assert len(machine.calls("pytest")) == 2

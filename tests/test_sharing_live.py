@@ -39,6 +39,8 @@ from tests.live import catalogue, colocate, masks, running
 from tests.memcached_fixture import Memcached, eventually, running_memcached
 from tests.test_runtime_contract import ALL, PATIENCE_S, A, B, DockerRig, ProcessRig
 
+pytestmark = pytest.mark.live
+
 KINDS = JobEventKind
 SHARES = """\
 from colocate.policy import Plan, Policy

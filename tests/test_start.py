@@ -34,6 +34,12 @@ def test_no_command_loads_an_extra_or_scipy_to_begin_with(name):
     assert not modules & (EXTRAS | {"scipy"})
 
 
+def test_a_run_loads_neither_docker_nor_the_model_nor_reports_before_it_knows_what_it_needs():
+    modules = loaded("run")
+    assert not {"docker", "simpy", "colocate.report.record"} & modules
+    assert not [name for name in modules if name.startswith("colocate.sim.")]
+
+
 @pytest.mark.parametrize("words", [["--help", "run"], ["run", "--set", "demo"], ["--no-such-option", "run"]])
 def test_the_command_that_is_asked_for_is_found_among_the_words(words):
     parser = build_parser(words)

@@ -29,6 +29,8 @@ from tests.calibrations import JOBS, small_text
 from tests.live import catalogue, colocate, running
 from tests.memcached_fixture import eventually, running_memcached
 
+pytestmark = pytest.mark.live
+
 
 def machine(*plans, **limits):
     limits = {"shrink_every_s": 0, **limits}

@@ -435,6 +435,7 @@ def test_the_help_names_the_keys_and_needs_no_run(tmp_path):
     assert "q quit, p hold the picture" in done.stdout
 
 
+@pytest.mark.live
 def test_live_it_shows_a_run_leaves_it_alone_and_says_how_it_ended(tmp_path, behave_binary):
     file = catalogue(tmp_path / "jobs.toml", "none", {"spin": "./behave spin 1"}, behave_binary.parent)
     options = ("--jobs", str(file), "--runtime", "process", "--policy", "static", "--set", "service_cores=1")

@@ -384,6 +384,7 @@ def test_a_signal_ends_the_server_although_somebody_watches(finished, tmp_path, 
             assert served.end(number) == code
 
 
+@pytest.mark.live
 def test_the_dashboard_of_a_run_does_not_outlive_it(tmp_path, behave_binary):
     jobs = catalogue(tmp_path / "jobs.toml", "none", {"spin": "./behave spin 1"}, behave_binary.parent)
     port = free_port()

@@ -161,6 +161,7 @@ def test_a_list_of_past_runs_opens_each(page, tmp_path):
             assert_totals(page, log)
 
 
+@pytest.mark.live
 def test_a_real_run_is_watched_from_its_begin_to_its_end(page, tmp_path, behave_binary):
     lines = {"spin": "./behave spin 1", "short": "./behave exit 0 500"}
     jobs = catalogue(tmp_path / "jobs.toml", "none", lines, behave_binary.parent)

@@ -1,4 +1,4 @@
-"""Every test here notes in `ledger` what it injected; the table stands at the end of the session."""
+"""Stages for live faults; what each test injected it notes in `ledger`, of `tests/conftest.py`."""
 
 from __future__ import annotations
 
@@ -7,38 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.ledger import Injection, table
+from tests.faults.ledger import Injection
 from tests.faults.stage import Stage, make_stage
 from tests.memcached_fixture import Memcached, running_memcached
-
-_LEDGER = pytest.StashKey[list[Injection]]()
-_NOTES = pytest.StashKey[list[str]]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash.setdefault(_LEDGER, [])
-    config.stash.setdefault(_NOTES, [])
-
-
-@pytest.fixture
-def ledger(pytestconfig: pytest.Config) -> list[Injection]:
-    """Append an `Injection` for each fault injected; one that did not hold is appended, too, before the test fails."""
-    return pytestconfig.stash.setdefault(_LEDGER, [])
-
-
-@pytest.fixture
-def notes(pytestconfig: pytest.Config) -> list[str]:
-    """Lines for below the table: what else was measured."""
-    return pytestconfig.stash.setdefault(_NOTES, [])
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    found = config.stash.get(_LEDGER, [])
-    if found:
-        terminalreporter.section("faults")
-        terminalreporter.write_line(table(found))
-        for line in config.stash.get(_NOTES, []):
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture

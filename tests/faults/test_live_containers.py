@@ -19,6 +19,8 @@ from tests.faults.watchman import OFTEN, times
 from tests.live import masks
 from tests.memcached_fixture import DEADLINE_S, eventually
 
+pytestmark = pytest.mark.live
+
 ALL = frozenset(os.sched_getaffinity(0))
 SWAY = ("--policy", f"{policies.__file__}:Sway")
 SWAP = ("--policy", f"{policies.__file__}:Swap")

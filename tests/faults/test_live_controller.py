@@ -25,6 +25,8 @@ from tests.faults.watchman import FULL, in_time, times
 from tests.live import Run, colocate, masks
 from tests.memcached_fixture import DEADLINE_S, Memcached, eventually
 
+pytestmark = pytest.mark.live
+
 ALL = set(os.sched_getaffinity(0))
 ENDING = "colocate: already ending"
 PROGRAMS = Path(__file__).parent.parent / "programs"

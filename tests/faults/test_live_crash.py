@@ -17,6 +17,8 @@ from tests.faults.watchman import FULL, in_time, times
 from tests.live import Run
 from tests.memcached_fixture import eventually
 
+pytestmark = pytest.mark.live
+
 WHOLE = ("--policy", f"{policies.__file__}:Sway", "--duration", "1s")
 SHARED = ("--share", "--policy", f"{policies.__file__}:Swap")  # until it is killed, or told to end
 JOBS = {"one": "spin 1", "two": "exit 0 200"}

@@ -24,6 +24,8 @@ from tests.faults.stage import Stage
 from tests.faults.watchman import FULL, in_time, times
 from tests.memcached_fixture import DEADLINE_S, Memcached, eventually
 
+pytestmark = pytest.mark.live
+
 ALL = set(os.sched_getaffinity(0))
 FOLLOW = ("--policy", f"{policies.__file__}:Follow", "--set", "high=0.15", "--set", "low=0.05")
 PERIOD_S = 0.05

@@ -22,6 +22,8 @@ from tests.faults.watchman import OFTEN, times
 from tests.live import colocate, masks
 from tests.memcached_fixture import eventually
 
+pytestmark = pytest.mark.live
+
 SWAY = ("--policy", f"{policies.__file__}:Sway")
 
 

@@ -17,6 +17,8 @@ from tests.faults.watchman import times
 from tests.live import one_mask
 from tests.memcached_fixture import DEADLINE_S
 
+pytestmark = pytest.mark.live
+
 ALL = set(os.sched_getaffinity(0))
 BY_LATENCY = ("--policy", f"{policies.__file__}:Follow", "--set", "by=latency_ms", "--set", "high=0.8",
               "--set", "low=0.8", "--set", "hold_s=0.3")  # fmt: skip

@@ -24,6 +24,8 @@ from tests.faults.watchman import times
 from tests.live import Run, colocate, masks
 from tests.memcached_fixture import Memcached, eventually
 
+pytestmark = pytest.mark.live
+
 ALL = set(os.sched_getaffinity(0))
 FOLLOW = ("--policy", f"{policies.__file__}:Follow", "--set", "high=0.15", "--set", "low=0.05")
 SWAY = ("--policy", f"{policies.__file__}:Sway")

@@ -21,6 +21,8 @@ from tests.faults.watchman import FULL, OFTEN, times
 from tests.live import colocate
 from tests.memcached_fixture import Memcached, eventually, free_port
 
+pytestmark = pytest.mark.live
+
 ALL = set(os.sched_getaffinity(0))
 FOLLOW = ("--policy", f"{policies.__file__}:Follow", "--set", "high=0.15", "--set", "low=0.05")
 

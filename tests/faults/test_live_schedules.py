@@ -23,6 +23,8 @@ from tests.faults.test_schedules import NUMBER, injected
 from tests.faults.watchman import times
 from tests.faults.world import POLICIES, World
 
+pytestmark = pytest.mark.live
+
 TICKS = 50  # in which faults begin: 2.5 s
 STEPS = 800  # of a usual run here
 DONE_HERE = {NUMBER[kind] for kind in (Kind.GONE, Kind.VANISH, Kind.EXIT, Kind.FOREIGN)} | {25, 26}

@@ -7,8 +7,6 @@ SCHEDULE_SEED=17 .venv/bin/pytest tests/faults/test_schedules.py  # this one alo
 import os
 import tempfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ SEEDS = (
     if "SCHEDULE_SEED" in os.environ
     else range(int(os.environ.get("SCHEDULES", "300")))
 )
+SWEEPS = [SEEDS[first : first + 300] for first in range(0, len(SEEDS), 300)]  # many enough for every kind of fault
 NUMBER = {  # a kind of fault to its row
     Kind.UNKNOWN: 1, Kind.STALE: 1, Kind.NONSENSE: 2, Kind.BACKWARDS: 2, Kind.EMPTY: 2, Kind.UNLOADED: 3, Kind.GONE: 4,
     Kind.THREADS: 5, Kind.FREEZE: 6, Kind.VANISH: 7, Kind.IGNORED: 8, Kind.REFUSED: 9, Kind.ON_ITS_WAY: 10,
@@ -46,33 +45,32 @@ def injected(world: World | LiveWorld) -> Counter[int]:
     return +faults
 
 
-def outcome(seed: int) -> tuple[Counter[int], int]:
-    """What a schedule injected, and how often the invariants were checked; AssertionError if they did not hold."""
+def tried(seed: int) -> World:
+    """The world of a seed after its run; AssertionError if an invariant did not hold."""
     with tempfile.TemporaryDirectory() as directory:
         try:
-            world = try_seed(seed, Path(directory), twice=seed % 10 == 0)
+            return try_seed(seed, Path(directory), twice=seed % 10 == 0)
         except BaseException as error:
             raise AssertionError(
                 f"{type(error).__name__}: {error}\nagain: SCHEDULE_SEED={seed} .venv/bin/pytest {__file__}\n"
                 f"{world_of(seed, Path(directory))}"
             ) from error
-    return injected(world), world.invariants.checks
 
 
-def test_what_must_hold_holds_after_each_act_under_every_schedule(ledger):
+@pytest.mark.parametrize("seeds", SWEEPS, ids=lambda seeds: f"{seeds[0]} to {seeds[-1]}")
+def test_what_must_hold_holds_after_each_act_under_every_schedule(seeds, ledger):
     happened: Counter[int] = Counter()
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        outcomes = pool.map(outcome, SEEDS, chunksize=10)
-        for seed in SEEDS:
-            try:
-                faults, checks = next(outcomes)
-            except AssertionError:
-                ledger.append(Injection(NUMBER[draw(seed, TICKS).faults[0].kind], "simulated", 0, held=False))
-                raise
-            for fault in faults.elements():
-                ledger.append(Injection(fault, "simulated", checks // faults.total(), held=True))
-            happened += faults
-    assert len(SEEDS) < 300 or {*NUMBER.values()} <= {*happened}, "each kind has really happened to somebody"
+    for seed in seeds:
+        try:
+            world = tried(seed)
+        except AssertionError:
+            ledger.append(Injection(NUMBER[draw(seed, TICKS).faults[0].kind], "simulated", 0, held=False))
+            raise
+        faults = injected(world)
+        for fault in faults.elements():
+            ledger.append(Injection(fault, "simulated", world.invariants.checks // faults.total(), held=True))
+        happened += faults
+    assert len(seeds) < 300 or {*NUMBER.values()} <= {*happened}, "each kind has really happened to somebody"
 
 
 @pytest.mark.parametrize("policy", POLICIES)

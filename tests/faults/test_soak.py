@@ -30,6 +30,7 @@ def test_nothing_grows_however_many_ticks_jobs_and_restarts_there_are(ledger, no
     assert samples
 
 
+@pytest.mark.live
 @pytest.mark.parametrize("runtime", ["docker", "process"])
 def test_the_live_soak_goes_on_to_its_end_whatever_dies_in_it(runtime):
     argv = [sys.executable, SOAK, "--live", "5", "--runtime", runtime]
