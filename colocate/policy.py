@@ -14,8 +14,9 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.machinery import SourceFileLoader
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 
 from colocate.errors import UserError
@@ -97,7 +98,7 @@ def choose(text: str, settings: Iterable[str] = ()) -> Choice:
 
 def policy_names() -> list[str]:
     """The names of the policies that are installed, this package's and others'."""
-    return sorted(entry.name for entry in entry_points(group=GROUP))
+    return sorted(_installed().names)
 
 
 def load_policy(text: str, settings: Iterable[str] = ()) -> Policy:
@@ -137,10 +138,16 @@ class _Source(SourceFileLoader):
         return self.source_to_code(read_trusted(Path(self.path)), self.path)
 
 
+@cache
+def _installed() -> EntryPoints:
+    """Looked for once: each look reads the metadata of every package that is installed."""
+    return entry_points(group=GROUP)
+
+
 def _find(text: str) -> type:
     place, colon, class_name = text.rpartition(":")
     if not colon:
-        found = entry_points(group=GROUP, name=text)
+        found = _installed().select(name=text)
         if not found:
             names = ", ".join(policy_names())
             raise UserError(f"policy {text!r}: unknown", f"give one of {names}, or FILE.py:CLASS, or module:Class")

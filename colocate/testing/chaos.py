@@ -130,7 +130,9 @@ class ChaosHost:
             self._running = sorted(seen.jobs)
         if not seen.service.alive:
             self._touch(SERVICE)
-        seen = self._tampered(replace(seen, events=self._told(seen.events)))
+        if (told := self._told(seen.events)) != seen.events:
+            seen = replace(seen, events=told)
+        seen = self._tampered(seen)
         self._seen = seen
         self._step()
         return seen
@@ -304,7 +306,7 @@ class ChaosHost:
                     seen = replace(seen, can_share=False)
             if (seen, service) != before:
                 self._happens(fault)
-        return replace(seen, service=service)
+        return seen if service is seen.service else replace(seen, service=service)
 
     def _pin(self, move: Move) -> bool:
         if self._others.hidden_death:

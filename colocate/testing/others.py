@@ -115,6 +115,8 @@ class Pretended:
 
     def told(self, seen: Observation) -> Observation:
         """See `Others.told`."""
+        if not self._deaths and not self.hidden_death and not self._fates:
+            return seen
         service = seen.service
         if self._deaths:
             service = replace(service, pid=(service.pid or 1) + self._deaths)

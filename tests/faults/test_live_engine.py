@@ -160,7 +160,7 @@ def test_of_an_engine_in_trouble_nothing_depends_but_its_record(
             for _ in range(times(1, 2)):
                 with stage.injected(13) as fault:
                     trouble.begin(proxy)
-                    found = steps(server, press, time.monotonic() + times(3, 10))
+                    found = steps(server, press, time.monotonic() + times(3, 6))
                     trouble.end(proxy)
                     fault.over()
                     eventually(lambda: recorded(stage, "job", paused=True), "Docker's record says what is")

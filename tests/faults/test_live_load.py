@@ -73,7 +73,7 @@ def spike(put: Callable[[float], object]) -> None:
 
 
 def sawtooth(put: Callable[[float], object]) -> None:
-    for share in [0.03, 0.3] * times(10, 40):
+    for share in [0.03, 0.3] * times(10, 20):
         put(share)
         time.sleep(0.1)
     put(0.0)
