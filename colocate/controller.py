@@ -336,13 +336,15 @@ class Controller:
                 if pauses:
                     less.append(Move(MoveKind.PAUSE, name, reason=reason))
                 continue
+            placed = job.there
             if cores != job.wish_cores:
                 narrower = cores < job.wish_cores
-                if job.may_lose(MoveKind.RESIZE, now_s) if narrower else is_open:
+                placed = job.may_lose(MoveKind.RESIZE, now_s) if narrower else is_open
+                if placed:
                     (less if narrower else more).append(Move(MoveKind.RESIZE, name, cores, reason=reason))
                 elif pauses and job.cores & target.service and name not in plan.share:
                     less.append(Move(MoveKind.PAUSE, name, reason="it cannot leave memcached's cores"))
-            if is_open and job.wish_paused and (cores != job.wish_cores or job.there):
+            if is_open and job.wish_paused and placed:
                 more.append(Move(MoveKind.RESUME, name, reason=reason))
         # What only shrinks waits for nobody; what also grows must wait until the jobs have left.
         return [*grow, *less, *shrink, *more, *starts, *create] if grow else [*shrink, *less, *more, *starts, *create]

@@ -218,7 +218,8 @@ class Machine:
         total = len(self.controller.topology.cores)
         moves = self.controller.step(observation(self.time_s, total, events=events, jobs=facts, **seen))
         for move in moves:
-            self.perform(move)
+            if self.controller.ready(move, self.time_s):
+                self.perform(move)
         self.drain()
         return moves
 

@@ -155,6 +155,18 @@ def test_a_foreign_change_is_put_right_and_counted():
     assert "a" not in subject.paused
 
 
+def test_a_job_that_stays_on_memcacheds_cores_although_it_was_moved_is_paused_until_a_move_helps():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
+    right, stuck = subject.jobs["a"], frozenset({0, 1})
+    for ticks in range(1, 9):
+        subject.jobs["a"] = stuck  # whatever the runtime says
+        subject.tick()
+        assert ("a" in subject.paused) == (ticks >= 3)
+    settle(subject, 3)
+    assert subject.jobs["a"] == right
+    assert not subject.paused
+
+
 def unplug(subject, *cores):
     """What the kernel does: who has no other core is let onto all that are left."""
     left = subject.controller.managed.cores - set(cores)

@@ -113,6 +113,7 @@ def test_a_cpuset_that_somebody_changes_is_put_right(docker_stage: Stage) -> Non
                 fault.over()
                 eventually(lambda: os.sched_getaffinity(pid) == own, "moved back")
                 fault.recovered()
+            time.sleep(0.5)  # time enough to see that it has stayed there
         group = JobCgroup.of(pid)
         for _ in range(times(1, 4)):  # Docker's record says what was asked for, the kernel something else
             with stage.injected(8) as fault:
@@ -121,6 +122,7 @@ def test_a_cpuset_that_somebody_changes_is_put_right(docker_stage: Stage) -> Non
                 fault.over()
                 eventually(lambda: os.sched_getaffinity(pid) == own, "moved back")
                 fault.recovered()
+            time.sleep(0.5)
         group.close()
         assert run.end(signal.SIGTERM) == 143
     assert stage.watchman.left() == []

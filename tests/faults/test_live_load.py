@@ -170,13 +170,13 @@ def errors(stage: Stage) -> int:
 
 
 @contextmanager
-def thawing(group: JobCgroup) -> Iterator[None]:
-    """Somebody thaws it, hundreds of times a second."""
+def insisting(act: Callable[[], object]) -> Iterator[None]:
+    """Somebody does it hundreds of times a second."""
     over = threading.Event()
 
     def work() -> None:
         while not over.wait(0.001):
-            group.thaw()
+            act()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -195,7 +195,7 @@ def test_a_job_that_somebody_keeps_thawing_is_paused_in_the_end(stage: Stage) ->
         group = JobCgroup.of(job)
         for _ in range(times(1, 4)):
             with stage.injected(10) as fault:
-                with thawing(group), stage.watchman.excused():
+                with insisting(group.thaw), stage.watchman.excused():
                     press.put(1.0)
                     eventually(lambda: held(server) == ALL, "memcached has all cores")
                     time.sleep(1.0)
@@ -204,6 +204,23 @@ def test_a_job_that_somebody_keeps_thawing_is_paused_in_the_end(stage: Stage) ->
                 fault.recovered()
                 press.put(0.0)
                 eventually(lambda: held(server) != ALL and not group.frozen(), "it goes on")
+        group.close()
+        assert run.end(signal.SIGTERM) == 143
+    assert stage.watchman.left() == []
+
+
+def test_a_job_that_somebody_keeps_on_memcacheds_cores_is_paused_until_it_can_be_moved(stage: Stage) -> None:
+    with stage.begin({"spin": "spin 1"}) as run:
+        run.until("start spin")
+        job = stage.process()
+        group, own = JobCgroup.of(job), os.sched_getaffinity(job)
+        for _ in range(times(1, 3)):
+            with stage.injected(8) as fault:
+                with insisting(lambda: group.set_cores(frozenset(ALL))), stage.watchman.excused():
+                    eventually(group.frozen, "it is paused")
+                fault.over()
+                eventually(lambda: os.sched_getaffinity(job) == own and not group.frozen(), "it goes on in its place")
+                fault.recovered()
         group.close()
         assert run.end(signal.SIGTERM) == 143
     assert stage.watchman.left() == []
