@@ -57,6 +57,8 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if hasattr(config, "workeroutput"):
+        return  # it has been told
     injected, notes = config.stash[_LEDGER], config.stash[_NOTES]
     if "FAULTS_LEDGER" in os.environ:  # of several sessions, which the last one tells of
         book = Path(os.environ["FAULTS_LEDGER"])
