@@ -31,10 +31,7 @@ test-vm: setup
 # SCHEDULES=N: seeds on the simulated machine; SCHEDULE_SEED=N: only that one
 SCHEDULES ?= 5000
 faults: setup
-	book=$$(mktemp) && trap 'rm "$$book"' EXIT && \
-	export FAULTS=1 SCHEDULES=$(SCHEDULES) SOAK_TEST_S=40 FAULTS_LEDGER=$$book && \
-	simulated=0 && { .venv/bin/pytest -q -n logical --dist worksteal -m 'not live' tests/faults || simulated=$$?; } && \
-	.venv/bin/pytest -q -m live tests/faults && exit $$simulated
+	SCHEDULES=$(SCHEDULES) tests/faults/run
 
 soak: setup
 	.venv/bin/python benchmarks/soak.py $(if $(SOAK_S),--live $(SOAK_S) $(if $(SOAK_RUNTIME),--runtime $(SOAK_RUNTIME)))

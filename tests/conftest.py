@@ -60,12 +60,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if hasattr(config, "workeroutput"):
         return  # it has been told
     injected, notes = config.stash[_LEDGER], config.stash[_NOTES]
-    if "FAULTS_LEDGER" in os.environ:  # of several sessions, which the last one tells of
-        book = Path(os.environ["FAULTS_LEDGER"])
-        earlier = json.loads(book.read_text() or "[[], []]")
-        injected, notes = [*(Injection(*one) for one in earlier[0]), *injected], [*earlier[1], *notes]
-        book.write_text(json.dumps([[astuple(one) for one in injected], notes]))
-    if injected:
+    if place := os.environ.get("FAULTS_LEDGER"):  # of several sessions; `python -m tests.faults.ledger` tells of all
+        (Path(place) / f"{os.getpid()}.json").write_text(json.dumps([[astuple(one) for one in injected], notes]))
+    elif injected:
         terminalreporter.section("faults")
         terminalreporter.write_line(table(injected))
         for line in notes:

@@ -1,10 +1,16 @@
-"""What was injected, what was checked, whether it held: the table that `make faults` prints."""
+"""What was injected, what was checked, whether it held: the table that `make faults` prints.
+
+python -m tests.faults.ledger DIRECTORY  # of all sessions that have left theirs there (FAULTS_LEDGER)
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 FAULTS = {
     1: "the latency probe times out or is refused",
@@ -74,3 +80,16 @@ def table(injections: Iterable[Injection]) -> str:
     if missing := sorted(FAULTS.keys() - {fault for fault, _ in rows}):
         lines.append(f"not injected: {', '.join(map(str, missing))}")
     return "\n".join(lines)
+
+
+def main(directory: str) -> int:
+    """Print what all sessions have left; exit code 1 where something did not hold."""
+    books = [json.loads(path.read_text()) for path in Path(directory).iterdir()]
+    injections = [Injection(*one) for injected, _ in books for one in injected]
+    lines = [table(injections), *(note for _, notes in books for note in notes)]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return int(not injections or not all(one.held for one in injections))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

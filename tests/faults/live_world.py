@@ -32,7 +32,7 @@ from colocate.host.sharing_proof import driver
 from colocate.host.state import Saved, StateFile, boot_id
 from colocate.host.statistics import Statistics
 from colocate.jobs import JobSpec, JobState
-from colocate.testing.invariants import BrokenError, Situation
+from colocate.testing.invariants import RECOVERY_TICKS, BrokenError, Situation
 from colocate.topology import read_topology
 from colocate.view import Observation, Slo
 from tests.faults.course import Course, Machine
@@ -235,9 +235,12 @@ class LiveWorld(Course):
     def _stands_still(self, name: str, pids: list[int]) -> bool:
         """Whether it is frozen, or stopped.
 
-        A call that brings the engine's record up to date freezes a job, or thaws it behind a SIGSTOP, for milliseconds.
+        A call that brings the engine's record up to date freezes a job, or thaws it behind a SIGSTOP, for milliseconds;
+        what a fault has touched is not waited for.
         """
-        job, end_s = self.controller.jobs[name], time.monotonic() + _RECORDING_S
+        job, end_s = self.controller.jobs[name], time.monotonic()
+        if self.chaos.tick - self.chaos.touched.get(name, -RECOVERY_TICKS) >= RECOVERY_TICKS:
+            end_s += _RECORDING_S
         with closing(JobCgroup.of(pids[0])) as group:
             while True:
                 still = bool(group.frozen()) or bool(proctree.stopped(lambda: pids))
