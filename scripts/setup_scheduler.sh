@@ -402,6 +402,7 @@ run_all_tests() {
 }
 
 run_tests() {
+  unset PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED # with the first, each of hundreds of starts compiles all modules anew
   local code=0 failed='' tool
   cd "$root"
   for tool in 'ruff check' mypy 'mypy benchmarks' lint-imports; do

@@ -156,14 +156,14 @@ def test_what_a_controller_forks_does_not_hold_its_lock(tmp_path):
     script = (
         "import os, pathlib, sys, time\nfrom colocate.host.lock import Lock\n"
         "lock = Lock(pathlib.Path(sys.argv[1]), 4714)\nlock.acquire()\nlock.claim_run('fork')\n"
-        "child = os.fork()\nif not child:\n    print('forked', flush=True)\n    time.sleep(600)\n"
-        "print(child, flush=True)\n"
+        "child = os.fork()\n"
+        "os.write(1, f'{child}\\n'.encode())\n"  # each its line, in one piece
         "time.sleep(600)\n"
     )
     argv = [sys.executable, "-c", script, str(tmp_path / "lock")]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as controller:
         said = {controller.stdout.readline().strip() for _ in range(2)}
-        (child,) = said - {"forked"}
+        (child,) = said - {"0"}
         try:
             with pytest.raises(UserError, match="another colocate runs here"):
                 Lock(tmp_path / "lock").acquire()
