@@ -23,10 +23,10 @@ from colocate.eventlog import SchedulerLogger, parse
 from colocate.host.cgroup import JobCgroup
 from colocate.host.find import find, local_address
 from colocate.host.guard import LOG as GUARD_LOG
-from colocate.host.guard import Guard
+from colocate.host.guard import Guard, is_guard
 from colocate.host.latency import LatencySource, Probe, Reported
 from colocate.host.live import Doorbell, LiveHost, Service
-from colocate.host.lock import lock_for
+from colocate.host.lock import Lock, lock_for
 from colocate.host.memcached import ServiceAffinity
 from colocate.host.monitor import ResourceMonitor
 from colocate.host.notify import Notifier
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from colocate.sim.calibration import Calibration
 
 _MEASURED = Path("this-machine.toml")  # what `colocate calibrate` has written in the working directory
+_GUARD_S = 10.0  # a guard takes a second or two, longer where the engine is slow
 _FIRST_S = 2.0  # memcached answers within that, or it is asked again by and by
 
 RuntimeName = Literal["docker", "process"]
@@ -228,7 +229,7 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
     guard: Guard | None = None
     until_end = ExitStack()
     if not settings.dry_run:
-        lock.acquire()
+        _take(lock)
     try:
         if not settings.dry_run and (left := state.read()) is not None:
             if left.port not in (None, settings.port):
@@ -314,6 +315,23 @@ def session(settings: Settings, progress: Progress = lambda _what, _share: None)
             guard.end(all_is_back=not state.path.exists())
         lock.release()
         until_end.close()
+
+
+def _take(lock: Lock) -> None:
+    """Take the lock; a guard that has it is putting a killed run back, and is waited for.
+
+    Raises:
+        UserError: see `Lock.acquire`.
+    """
+    end_s = time.monotonic() + _GUARD_S
+    while True:
+        try:
+            return lock.acquire()
+        except UserError:
+            holder = lock.holder()  # None: just gone
+            if time.monotonic() > end_s or (holder is not None and not is_guard(holder)):
+                raise
+        time.sleep(_GUARD_S / 200)
 
 
 def _measured() -> Calibration | None:

@@ -110,6 +110,30 @@ def test_it_waits_for_the_lock_that_somebody_else_has_meanwhile(
     assert (containers(docker_client, run_id), masks(server.pid)) == ([], original)
 
 
+@pytest.mark.parametrize("who", ["colocate.host.guard", "somebody"])
+def test_a_run_waits_for_a_guard_that_is_putting_back_and_for_nobody_else(
+    tmp_path: Path, server: Memcached, spinning: list[str], who: str
+) -> None:
+    hold = "import fcntl, sys\nfcntl.flock(open(sys.argv[2]), fcntl.LOCK_EX)\nprint(flush=True)\nsys.stdin.read()"
+    lock = tmp_path / "state/lock"
+    lock.parent.mkdir()
+    lock.touch()
+    argv = [sys.executable, "-c", hold, who, lock]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with running(tmp_path, server, *spinning) as run:
+            if who == "somebody":
+                assert run.end() == 2
+                assert "another colocate runs here" in run.errors
+            else:
+                time.sleep(1.5)
+                assert run.process.poll() is None
+            holder.communicate()
+            if who != "somebody":
+                run.until("start spin")
+                assert run.end(signal.SIGTERM) == 143
+
+
 def test_no_code_beside_the_user_is_run_as_the_user(tmp_path: Path, server: Memcached, spinning: list[str]) -> None:
     (tmp_path / "select.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
     original = masks(server.pid)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from colocate.host.state import StateFile
 
 LOG = "guard.log"  # in the state directory: what the guard has to say
+_MODULE = "colocate.host.guard"
 _RETRY_S = 1.0
 _GIVE_UP_S = 600.0  # what cannot be put back by then is `colocate restore`'s
 _LOOK_S = 5.0
@@ -55,7 +56,7 @@ class Guard:
 
     def _start(self) -> subprocess.Popen[bytes]:
         pidfd = os.pidfd_open(os.getpid())
-        argv = [sys.executable, "-P", "-m", "colocate.host.guard", str(pidfd), *self._argv]
+        argv = [sys.executable, "-P", "-m", _MODULE, str(pidfd), *self._argv]
         try:
             with self._log.open("a") as log:
                 return subprocess.Popen(
@@ -93,6 +94,13 @@ class Guard:
             return
         self._process.kill()
         self._process.wait()
+
+
+def is_guard(pid: int) -> bool:
+    """Whether that process is a guard, of whatever run."""
+    with suppress(OSError):
+        return _MODULE.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return False
 
 
 def main(argv: list[str]) -> int:
