@@ -114,7 +114,10 @@ def test_it_waits_for_the_lock_that_somebody_else_has_meanwhile(
 def test_a_run_waits_for_a_guard_that_is_putting_back_and_for_nobody_else(
     tmp_path: Path, server: Memcached, spinning: list[str], who: str
 ) -> None:
-    hold = "import fcntl, sys\nfcntl.flock(open(sys.argv[2]), fcntl.LOCK_EX)\nprint(flush=True)\nsys.stdin.read()"
+    hold = (
+        "import fcntl, sys\nlock = open(sys.argv[2])\nfcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "print(flush=True)\nsys.stdin.read()"
+    )
     lock = tmp_path / "state/lock"
     lock.parent.mkdir()
     lock.touch()
