@@ -207,7 +207,9 @@ class Controller:
         if move.kind is not MoveKind.RESUME:
             return True
         job = self.jobs[move.target]
-        return job.open(now_s) and job.there
+        stuck = job.stuck(now_s) & self.service_cores
+        shares = self.decision is not None and move.target in self.decision.plan.share
+        return job.open(now_s) and job.there and (shares or not stuck)
 
     def settle(self, move: Move, *, done: bool, now_s: float, error: str = "", took_s: float | None = None) -> None:
         """Take in what became of a move: done at once (in `took_s`), on its way (an event will tell), or failed."""
@@ -339,12 +341,13 @@ class Controller:
             placed = job.there
             if cores != job.wish_cores:
                 narrower = cores < job.wish_cores
-                placed = job.may_lose(MoveKind.RESIZE, now_s) if narrower else is_open
+                placed = job.may_lose(MoveKind.RESIZE, now_s) and (narrower or is_open)
                 if placed:
                     (less if narrower else more).append(Move(MoveKind.RESIZE, name, cores, reason=reason))
                 elif pauses and job.cores & target.service and name not in plan.share:
                     less.append(Move(MoveKind.PAUSE, name, reason="it cannot leave memcached's cores"))
-            if is_open and job.wish_paused and placed:
+            stuck = job.stuck(now_s) & target.service
+            if is_open and job.wish_paused and placed and (name in plan.share or not stuck):
                 more.append(Move(MoveKind.RESUME, name, reason=reason))
         # What only shrinks waits for nobody; what also grows must wait until the jobs have left.
         return [*grow, *less, *shrink, *more, *starts, *create] if grow else [*shrink, *less, *more, *starts, *create]

@@ -15,6 +15,7 @@ from colocate.view import JobSample, JobView
 PATIENCE_S = 2.0  # a wish not fulfilled after this is made again
 BACK_OFF_S = 1.0  # after a failed move the next one for the same job waits this long
 _STRAYS = 3  # looks in a row that found it where it had been moved away from: moving it does not help
+_STUCK_S = 10.0  # so long after the last of these looks it is tried again
 _RETRY_S = 0.1  # a crash loop must not run at the loop's pace
 _HINTS = {127: " (no such command)", 137: " (killed, out of memory?)", 139: " (crashed)"}
 
@@ -54,8 +55,10 @@ class JobLife:
         self._not_before_s = float("-inf")  # until then nothing is asked for it
         self._refused_s: dict[MoveKind, float] = {}  # until then no pause, no resize to less: it has just failed
         self._begun_s = float("-inf")  # when its creation or start was last asked for
+        self._asked: CoreSet = frozenset()  # where it was last started or moved to
         self._strays = 0
         self._astray: CoreSet = frozenset()  # where it was found then
+        self._astray_s = float("-inf")
         self._starts_paused = False
         self._known_s: dict[str, float] = {}  # when its cores, and whether it is paused, were last known
         self._run_s = 0.0
@@ -77,8 +80,11 @@ class JobLife:
     @property
     def there(self) -> bool:
         """Whether it is on the cores that were last asked for, or will be once it has started."""
-        sure = self._strays < _STRAYS or self.cores == self._astray
-        return self.state is not JobState.PAUSED or (self.cores == self.wish_cores and sure)
+        return self.state is not JobState.PAUSED or self.cores == self.wish_cores
+
+    def stuck(self, now_s: float) -> CoreSet:
+        """Where it stays although it was moved away again and again, as far as that is known; else nothing."""
+        return self._astray if self._strays >= _STRAYS and now_s - self._astray_s < _STUCK_S else frozenset()
 
     def open(self, now_s: float) -> bool:
         """Whether something may be asked of it now."""
@@ -121,14 +127,14 @@ class JobLife:
                 self.wish_cores, self.wish_paused = self.cores, paused
                 return "a move was not confirmed in time, made again"
             return ""
-        if sample is not None and sample.cores and self._astray != sample.cores <= self.cores:
+        if sample is not None and sample.cores and sample.cores <= self._asked:
             self._strays = 0
         if sample is None or now_s - self.wish_s < BACK_OFF_S / 2:  # the look may be older than the move
             return ""
         found = ""
         if sample.cores and sample.cores != self.cores:
-            if not sample.cores <= self.cores:
-                self._strays, self._astray = self._strays + 1, sample.cores
+            if not sample.cores <= self._asked:
+                self._strays, self._astray, self._astray_s = self._strays + 1, sample.cores, now_s
             if self._strays >= _STRAYS:
                 self._refused_s[MoveKind.RESIZE] = now_s + BACK_OFF_S
             found = f"found on cores {sorted(sample.cores)} instead of {sorted(self.cores)}, moved back"
@@ -161,13 +167,13 @@ class JobLife:
                 self.asked_for, self.created = True, False
                 self.threads = move.threads
             case MoveKind.START:
-                self.wish_cores = self.cores = move.cores
+                self.wish_cores = self.cores = self._asked = move.cores
                 self.wish_paused = self._starts_paused = False
                 self._refused_s.clear()
                 self._strays = 0
                 self._enter(JobState.STARTING, now_s)
             case MoveKind.RESIZE:
-                self.wish_cores = move.cores
+                self.wish_cores = self._asked = move.cores
             case MoveKind.PAUSE | MoveKind.RESUME:
                 self.wish_paused = move.kind is MoveKind.PAUSE
             case MoveKind.STOP:

@@ -148,6 +148,9 @@ def _find(text: str) -> type:
     place, colon, class_name = text.rpartition(":")
     if not colon:
         found = _installed().select(name=text)
+        if not found:  # maybe installed since
+            _installed.cache_clear()
+            found = _installed().select(name=text)
         if not found:
             names = ", ".join(policy_names())
             raise UserError(f"policy {text!r}: unknown", f"give one of {names}, or FILE.py:CLASS, or module:Class")

@@ -129,6 +129,7 @@ def test_not_permitted(tmp_path, server):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.live
 def test_an_image_that_is_not_there_and_cannot_be_pulled(tmp_path, server):
     (tmp_path / "jobs.toml").write_text('[[job]]\nname = "one"\nimage = "colocate.invalid/none:1"\ncommand = "x"\n')
     before = masks(server.pid)

@@ -155,15 +155,42 @@ def test_a_foreign_change_is_put_right_and_counted():
     assert "a" not in subject.paused
 
 
-def test_a_job_that_stays_on_memcacheds_cores_although_it_was_moved_is_paused_until_a_move_helps():
+@pytest.mark.parametrize("stuck", [frozenset({0, 1}), frozenset({0}), frozenset({0, 2})])
+def test_a_job_that_stays_on_memcacheds_cores_although_it_was_moved_is_paused_until_a_move_helps(stuck):
     subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
-    right, stuck = subject.jobs["a"], frozenset({0, 1})
     for ticks in range(1, 9):
         subject.jobs["a"] = stuck  # whatever the runtime says
         subject.tick()
         assert ("a" in subject.paused) == (ticks >= 3)
     settle(subject, 3)
-    assert subject.jobs["a"] == right
+    assert not subject.jobs["a"] & subject.service
+    assert not subject.paused
+
+
+def test_a_job_that_stays_elsewhere_than_on_memcacheds_cores_goes_on_after_a_pause():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
+    for _ in range(5):
+        subject.jobs["a"] = frozenset({1, 2})
+        subject.tick()
+    subject.controller.regulator.policy.plans = [Plan(1, {"a": 0})]
+    subject.tick()
+    assert subject.paused == {"a"}
+    subject.controller.regulator.policy.plans = [Plan(1, {"a": 1})]
+    for _ in range(4):
+        subject.jobs["a"] = frozenset({1, 2})
+        subject.tick()
+    assert not subject.paused
+
+
+def test_a_job_that_was_stuck_and_cannot_be_looked_at_any_more_is_not_paused_for_ever():
+    subject = settle(machine(Plan(1, {"a": 1}), jobs=("a",)))
+    for _ in range(4):
+        subject.jobs["a"] = frozenset({0, 1})
+        subject.tick()
+    assert subject.paused == {"a"}
+    for _ in range(12):
+        subject.jobs["a"] = frozenset()  # as one whose files tell nothing
+        subject.tick()
     assert not subject.paused
 
 

@@ -189,6 +189,7 @@ def test_the_committed_table_is_the_generated_one():
     assert table() in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.live
 def test_a_real_run_is_told(tmp_path):
     jobs = catalogue(tmp_path / "jobs.toml", "none", {"spin": f"{sys.executable} -c 'while True: pass'"})
     options = ("--runtime", "process", "--jobs", str(jobs), "--policy", "static")

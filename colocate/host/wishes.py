@@ -157,7 +157,7 @@ class Wishes:
                 return None
             sample = self._grip.sample()
             if self._recording:  # what shows during a call is our own doing and passes within milliseconds
-                return replace(sample, cores=self._cores, paused=self._paused, idle=None)
+                return replace(sample, cores=None, paused=self._paused, idle=None)
             if sample.idle is False and self._grip.give_way():
                 self._emit(JobEventKind.CHANGED, detail="its idle priority was taken by somebody else, put right")
                 return replace(sample, idle=True)
