@@ -13,8 +13,8 @@ Sets up what is missing for colocate: Docker Engine, memcached, a C compiler and
 packages, the package itself in .venv, the batch kernels and their image. What is there is left as it is.
 
   demo [ARG...]  set up, then `colocate demo ARG...`
-  test [ARG...]  set up, then ruff, mypy, import-linter and pytest: the tests of this machine one after another, those of
-                 no machine beside them at idle priority; with ARG... only `pytest ARG...`. That needs three things
+  test [ARG...]  set up, then ruff, mypy, import-linter and pytest: the tests of no machine on all cores at once, then
+                 those of this one, one after another; with ARG... only `pytest ARG...`. That needs three things
                  more: sudo, where root runs this; Debian's chromium and chromium-driver (not on Ubuntu, where Chromium
                  is a snap); and promtool, out of the package prometheus into .venv, so that no server is started here
   --check        change nothing; tell what is there and what would be done; exit code 1 if something is missing
@@ -381,23 +381,13 @@ report_all() {
   return "$missing"
 }
 
-# Those that want the machine, and beside them, at idle priority (sched(7)), those that want nothing but CPU; what these
-# print comes when the others have ended. At last those that measure.
+# Those that want nothing but CPU on all cores at once, then, alone, those that want the machine.
 run_all_tests() {
-  local code=0 others said
-  said=$(mktemp "${TMPDIR:-/tmp}/colocate-tests.XXXXXX")
-  say "pytest: live tests, and at idle priority the tests of no machine"
-  # A shell lets what it has in the background ignore Ctrl-C, and tests press it.
-  (with_engine chrt --idle 0 env --default-signal=INT "$venv/bin/pytest" \
-    -n logical --maxprocesses 8 --dist loadfile -m 'not live') >"$said" 2>&1 &
-  others=$!
-  with_engine "$venv/bin/pytest" -m 'live and not quiet' || code=$?
+  local code=0
   say "pytest: the tests of no machine"
-  wait "$others" || code=$?
-  cat "$said"
-  rm "$said"
-  say "pytest: tests that measure"
-  with_engine "$venv/bin/pytest" -m quiet || code=$?
+  with_engine "$venv/bin/pytest" -n logical --maxprocesses 8 --dist loadfile -m 'not live' || code=$?
+  say "pytest: the tests of this machine"
+  with_engine "$venv/bin/pytest" -m live || code=$?
   return "$code"
 }
 

@@ -20,7 +20,7 @@ from colocate.topology import Topology
 from tests.live import colocate, masks
 from tests.memcached_fixture import running_memcached
 
-pytestmark = [pytest.mark.live, pytest.mark.quiet]
+pytestmark = pytest.mark.live
 
 COLUMNS = {"min": 0.3, "p5": 0.4, "p10": 0.45, "p50": 0.65, "p67": 0.73, "p75": 0.78, "p80": 0.82, "p85": 0.87,
            "p90": 0.92, "p95": 1.0, "p99": 1.6, "p999": 4.0, "p9999": 8.0}  # fmt: skip

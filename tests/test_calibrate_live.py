@@ -17,7 +17,7 @@ from colocate.simulation import SimSettings, graded, setup
 from tests.live import catalogue, colocate, masks
 from tests.memcached_fixture import eventually, running_memcached
 
-pytestmark = [pytest.mark.live, pytest.mark.quiet]
+pytestmark = pytest.mark.live
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from colocate.host.live import Doorbell, LiveHost
 from colocate.regulator import OverrunError
 
-pytestmark = [pytest.mark.live, pytest.mark.quiet]
+pytestmark = pytest.mark.live
 
 LIMIT_S = 0.2
 

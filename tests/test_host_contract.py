@@ -28,7 +28,7 @@ from tests.calibrations import small
 from tests.live import masks
 from tests.memcached_fixture import DEADLINE_S, running_memcached
 
-pytestmark = [pytest.mark.live, pytest.mark.quiet]
+pytestmark = pytest.mark.live
 
 ONE = frozenset({0})
 TWO = frozenset({0, 1})

@@ -16,7 +16,7 @@ from colocate.host.latency import LatencySource, Probe, Reported, percentile_of
 from colocate.view import Signal, Slo
 from tests.memcached_fixture import Memcached, eventually, free_port, running_memcached
 
-pytestmark = [pytest.mark.live, pytest.mark.quiet]
+pytestmark = pytest.mark.live
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on emulated machines, too
 

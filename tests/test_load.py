@@ -23,7 +23,7 @@ from colocate.load.generator import FailedError, Generator, Interval, Load, capa
 from colocate.load.output import late_reason
 from tests.memcached_fixture import DEADLINE_S, eventually, free_port, running_memcached
 
-pytestmark = [pytest.mark.live, pytest.mark.quiet]
+pytestmark = pytest.mark.live
 
 PATIENT_S = 60.0  # no request is lost only because the machine is slow
 

@@ -19,7 +19,7 @@ from colocate.host.statistics import Statistics
 from colocate.view import CoreUse, Signal
 from tests.memcached_fixture import Memcached, eventually, free_port, running_memcached
 
-pytestmark = [pytest.mark.live, pytest.mark.quiet]
+pytestmark = pytest.mark.live
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on emulated machines, too
 

@@ -7,7 +7,7 @@ import pytest
 from tests.live import colocate, masks
 from tests.memcached_fixture import free_port, running_memcached
 
-pytestmark = [pytest.mark.live, pytest.mark.quiet]
+pytestmark = pytest.mark.live
 
 
 @pytest.fixture

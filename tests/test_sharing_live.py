@@ -39,7 +39,7 @@ from tests.live import catalogue, colocate, masks, running
 from tests.memcached_fixture import Memcached, eventually, running_memcached
 from tests.test_runtime_contract import ALL, PATIENCE_S, A, B, DockerRig, ProcessRig
 
-pytestmark = [pytest.mark.live, pytest.mark.quiet]
+pytestmark = pytest.mark.live
 
 KINDS = JobEventKind
 SHARES = """\
